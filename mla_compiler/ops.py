@@ -1,0 +1,61 @@
+"""flashmla::* operators: schemas and fakes. Torch only; `lowering` registers what they do.
+
+    sdpa       F.scaled_dot_product_attention, kept whole through AOTAutograd until it is understood
+    attend     an attention whose meaning is `spec` (ir.AttentionSpec)
+    summarize  of a bool mask: per row the hull of visible keys, per tile whether none, some or all are visible
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .ir import TILE, AttentionSpec
+
+LIBRARY = torch.library.Library("flashmla", "DEF")
+
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+# Attention reads any strides: Inductor must not copy a cache to please us.
+_FLEXIBLE = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
+
+LIBRARY.define(
+    "sdpa(Tensor q, Tensor k, Tensor v, Tensor? attn_mask, float dropout_p, bool is_causal, float? scale, "
+    "bool enable_gqa) -> Tensor",
+    tags=_TAGS,
+)
+LIBRARY.define(
+    "attend(Tensor q, Tensor k, Tensor v, Tensor[] tables, SymInt[] sizes, float[] scalars, str spec) -> Tensor",
+    tags=_FLEXIBLE,
+)
+LIBRARY.define("summarize(Tensor mask) -> (Tensor, Tensor)", tags=_FLEXIBLE)
+
+
+def output_like(q: Tensor, v: Tensor, heads_first: bool) -> Tensor:
+    """Empty out [B, H, T, Dv] in the memory order a spec asks for."""
+    batch, heads, length, _ = q.shape
+    if heads_first:
+        return q.new_empty(batch, heads, length, v.shape[-1])
+    return q.new_empty(batch, length, heads, v.shape[-1]).transpose(1, 2)
+
+
+@torch.library.register_fake("flashmla::sdpa", lib=LIBRARY)
+def _sdpa(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, dropout_p: float, is_causal: bool,
+    scale: float | None, enable_gqa: bool,
+) -> Tensor:
+    return output_like(q, v, heads_first=False)
+
+
+@torch.library.register_fake("flashmla::attend", lib=LIBRARY)
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, tables: list[Tensor], sizes: list[int], scalars: list[float], spec: str
+) -> Tensor:
+    return output_like(q, v, AttentionSpec.parse(spec).heads_first)
+
+
+@torch.library.register_fake("flashmla::summarize", lib=LIBRARY)
+def _summarize(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """mask [B?, H?, T?, S] bool (1 where broadcast) -> hull [B?, H?, T?, 2] int32, classes [B?, H?, T?/TILE, S/TILE] int8."""
+    *lead, rows, columns = mask.shape
+    tiles = [(rows + TILE - 1) // TILE, (columns + TILE - 1) // TILE]
+    return mask.new_empty([*lead, rows, 2], dtype=torch.int32), mask.new_empty([*lead, *tiles], dtype=torch.int8)
