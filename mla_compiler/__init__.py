@@ -1,0 +1,40 @@
+"""torch.compile(model, backend="flashmla"): attention found by its meaning, run as fused kernels.
+
+Everything here is imported when it is first used: `import mla_compiler` alone brings in neither torch nor Triton.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .backend import flashmla
+    from .errors import FlashMLAError, OptionError, StrictError
+    from .ir import AttentionSpec, Reason, Site
+    from .options import Options
+    from .report import Report, explain, reports
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttentionSpec", "FlashMLAError", "OptionError", "Options", "Reason", "Report", "Site", "StrictError",
+    "__version__", "explain", "flashmla", "reports",
+]
+
+_HOME = {
+    "AttentionSpec": "ir", "FlashMLAError": "errors", "OptionError": "errors", "Options": "options", "Reason": "ir",
+    "Report": "report", "Site": "ir", "StrictError": "errors", "explain": "report", "flashmla": "backend",
+    "reports": "report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public name, from the module it lives in. Raises AttributeError for any other."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -17,7 +17,7 @@ import ast
 import operator
 from collections.abc import Callable
 from functools import reduce
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy
 from sympy.printing.str import StrPrinter
@@ -28,7 +28,7 @@ __all__ = [
     "s", "table", "to_text", "truth",
 ]
 
-Expr = sympy.Basic
+Expr: TypeAlias = sympy.Basic
 
 
 def index_symbol(name: str) -> sympy.Symbol:
