@@ -1,0 +1,41 @@
+"""Every architecture in every scenario: all attention seen, fused or rightly left; values; graphs settled."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.harness import Float64, Steps, assert_within_twice, compiled, watching
+from tests.models import generate
+from tests.models.architectures import ARCHITECTURES, model
+from tests.models.expected import left
+from tests.models.scenarios import scenarios
+
+CASES = [(a.name, s) for a in ARCHITECTURES.values() for s in scenarios(a)]
+GENERATE = [(a.name, cache) for a in ARCHITECTURES.values() for cache in a.caches]
+
+
+@pytest.mark.parametrize(("name", "scenario_name"), CASES)
+def test_forward(name: str, scenario_name: str) -> None:
+    architecture = ARCHITECTURES[name]
+    scenario = scenarios(architecture)[scenario_name]
+    subject, exact = model(name), model(name, torch.float64)
+    with watching() as seen:
+        forward = Steps(compiled(subject.forward))
+        found = scenario.run(subject, forward)
+        eager = scenario.run(subject, subject)
+        with Float64():
+            truth = scenario.run(exact, exact)
+    seen.assert_each_graph(scenario.sites(architecture), left(name, scenario_name))
+    assert_within_twice(found, eager, truth)
+    forward.assert_settled(scenario.settled)
+
+
+@pytest.mark.parametrize(("name", "cache"), GENERATE)
+def test_generate(name: str, cache: str) -> None:
+    subject = model(name)
+    with watching() as seen:
+        text, steps = getattr(generate, f"generate_{cache}")(subject)
+    assert torch.equal(text, generate.generate_eager(subject, cache))
+    seen.assert_each_graph(ARCHITECTURES[name].decode_sites, left(name, f"generate_{cache}"))
+    steps.assert_settled(3)
