@@ -7,6 +7,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -43,7 +46,11 @@ def _sdpa(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, dropout_p: float, is_causal: bool,
     scale: float | None, enable_gqa: bool,
 ) -> Tensor:
-    return output_like(q, v, heads_first=False)
+    """q [..., H, T, D], k [..., Hkv, S, D], v [..., Hkv, S, Dv] -> [..., H, T, Dv]; leading dimensions broadcast."""
+    lead = q.shape[:-2] if enable_gqa else torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    if q.dim() == 4 and lead == q.shape[:-2]:
+        return output_like(q, v, heads_first=False)
+    return q.new_empty(*lead, q.shape[-2], v.shape[-1])
 
 
 @torch.library.register_fake("flashmla::attend", lib=LIBRARY)
@@ -59,3 +66,20 @@ def _summarize(mask: Tensor) -> tuple[Tensor, Tensor]:
     *lead, rows, columns = mask.shape
     tiles = [(rows + TILE - 1) // TILE, (columns + TILE - 1) // TILE]
     return mask.new_empty([*lead, rows, 2], dtype=torch.int32), mask.new_empty([*lead, *tiles], dtype=torch.int8)
+
+
+def _autocast_sdpa(device_type: str) -> Callable[..., Tensor]:
+    """SDPA under autocast computes in the autocast dtype; so does the operator that stands for it."""
+    key = torch._C.DispatchKey.AutocastCUDA if device_type == "cuda" else torch._C.DispatchKey.AutocastCPU
+
+    def sdpa(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, *rest: Any) -> Tensor:
+        dtype = torch.get_autocast_dtype(device_type)
+        cast = [x.to(dtype) if x is not None and x.is_floating_point() else x for x in (q, k, v, attn_mask)]
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+            return torch.ops.flashmla.sdpa.default(*cast, *rest)
+
+    return sdpa
+
+
+for _device_type, _key in (("cuda", "AutocastCUDA"), ("cpu", "AutocastCPU")):
+    LIBRARY.impl("sdpa", _autocast_sdpa(_device_type), _key)

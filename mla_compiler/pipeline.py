@@ -1,0 +1,189 @@
+"""functional graph  =>  the same graph with flashmla::attend where attention was understood
+
+    find ▸ specify ▸ fold ▸ support ▸ summarize ▸ emit
+
+Each pass takes the sites that are still in the running and either advances or rejects each of them; the graph is checked
+after every pass that writes to it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch.fx import Graph, Node
+
+from .errors import VerifyError
+from .ir import AttentionSpec, Reason, Rejected, Site
+from .options import Options
+from .passes import emit, find_attention, fold_operands, specify, summarize_masks
+from .passes.attention import Attention
+from .passes.build import Builder
+from .passes.denote import Evaluator
+from .passes.fold_operands import Grid
+from .passes.summarize_masks import Summary
+from .sites import describe, layer_of
+
+
+class Lowering(Protocol):
+    """What the pipeline asks of the lowering, handed in by the backend."""
+
+    def supports(
+        self, spec: AttentionSpec, head_dim: int, value_dim: int, dtype: torch.dtype, device_type: str
+    ) -> tuple[Reason, str] | None:
+        """Why there is no kernel, as reason and what was found; None if there is one."""
+
+    def choose(self, spec: AttentionSpec, q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], dtype: torch.dtype,
+               device: torch.device) -> tuple[str, str]:
+        """Kernel family and configuration, as text."""
+
+
+@dataclass
+class Progress:
+    """One site on its way: what is known, or why it was left."""
+
+    name: str
+    anchor: Node
+    found: Attention | None = None
+    spec: AttentionSpec | None = None
+    grids: tuple[Grid, Grid, Grid] | None = None
+    attend: Node | None = None
+    tables: tuple[Node, ...] = ()
+    rejected: Rejected | None = None
+
+    def reject(self, reason: Reason, found: str = "") -> None:
+        self.rejected = Rejected(self.name, reason, found)
+
+
+@dataclass
+class Run:
+    """One run of the pipeline over one graph."""
+
+    graph: Graph
+    options: Options
+    lowering: Lowering
+    input_names: dict[str, str] = field(default_factory=dict)
+    evaluator: Evaluator = field(init=False)
+    sites: list[Progress] = field(default_factory=list)
+    summaries: dict[str, Summary] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    on_pass: Callable[[str, Graph], None] | None = None
+
+    def __post_init__(self) -> None:
+        self.evaluator = Evaluator(self.graph)
+
+    def advance(self) -> list[Progress]:
+        """The sites not rejected yet; the evaluator is put under each one's ranges by `under`."""
+        return [site for site in self.sites if site.rejected is None]
+
+    def under(self, site: Progress) -> Attention:
+        assert site.found is not None
+        self.evaluator.ranges = site.found.sizes.ranges
+        return site.found
+
+
+def find(run: Run) -> None:
+    """Every attention in the graph; those that the options leave alone are rejected at once."""
+    nodes = {node.name: node for node in run.graph.nodes}
+    for found in find_attention.find(run.graph, run.evaluator):
+        if isinstance(found, Rejected):
+            run.sites.append(Progress(found.node, nodes[found.node], rejected=found))
+            continue
+        site = Progress(found.anchor.name, found.anchor, found)
+        run.sites.append(site)
+        if not run.options.enable:
+            site.reject(Reason.DISABLED, "flashmla.enable=False")
+        elif run.options.exclude and re.search(run.options.exclude, layer_of(found.anchor)):
+            site.reject(Reason.DISABLED, f"flashmla.exclude={run.options.exclude!r}")
+
+
+def specify_all(run: Run) -> None:
+    for site in run.advance():
+        found = run.under(site)
+        spec = specify.rewrite(found, heads_first=found.handwritten, kv_splits=run.options.kv_splits)
+        site.spec, site.rejected = (None, spec) if isinstance(spec, Rejected) else (spec, None)
+
+
+def fold(run: Run) -> None:
+    for site in run.advance():
+        grids = fold_operands.match(run.under(site), run.evaluator)
+        if isinstance(grids, Rejected):
+            site.rejected = grids
+            continue
+        site.grids = grids
+        assert site.spec is not None
+        site.spec = replace(site.spec, group=grids[1].group)
+
+
+def support(run: Run) -> None:
+    """Leave what no kernel serves."""
+    for site in run.advance():
+        assert site.found is not None and site.grids is not None and site.spec is not None
+        sizes, q = site.found.sizes, site.grids[0].node.meta["val"]
+        if 0 in (sizes.batch, sizes.heads, sizes.queries, sizes.keys, sizes.head_dim, sizes.value_dim):
+            site.reject(Reason.EMPTY)
+            continue
+        if not (sizes.head_dim.is_Integer and sizes.value_dim.is_Integer):
+            site.reject(Reason.HEAD_DIM, f"a symbolic head_dim {sizes.head_dim}")
+            continue
+        refused = run.lowering.supports(site.spec, int(sizes.head_dim), int(sizes.value_dim), q.dtype, q.device.type)
+        if refused:
+            site.reject(*refused)
+
+
+def summarize(run: Run) -> None:
+    for site in run.advance():
+        found = run.under(site)
+        builder = Builder(run.graph, site.anchor)
+        assert site.spec is not None
+        site.spec = summarize_masks.rewrite(site.spec, run.summaries, builder, run.evaluator.leaves)
+
+
+def emit_all(run: Run) -> None:
+    for site in run.advance():
+        found = run.under(site)
+        builder = Builder(run.graph, site.anchor)
+        assert site.spec is not None and site.grids is not None
+        try:
+            given = emit.arguments(site.spec, run.evaluator, builder)
+        except LookupError as error:
+            site.reject(Reason.MASK, str(error))
+            continue
+        site.attend = emit.rewrite(found, site.grids, given, builder)
+        site.spec, site.tables = given.spec, given.tables
+    run.graph.eliminate_dead_code()
+
+
+PASSES: tuple[tuple[str, Callable[[Run], None]], ...] = (
+    ("find", find), ("specify", specify_all), ("fold", fold), ("support", support), ("summarize", summarize),
+    ("emit", emit_all),
+)
+WRITERS = ("summarize", "emit")
+
+
+def run_passes(run: Run) -> list[Site]:
+    """Run every pass in order, in place; what became of each attention."""
+    for name, one in PASSES:
+        start = time.perf_counter()
+        one(run)
+        if run.options.verify and name in WRITERS:
+            verify(run.graph, name)
+        run.seconds[name] = time.perf_counter() - start
+        if run.on_pass is not None:
+            run.on_pass(name, run.graph)
+    return [describe(index, site, run) for index, site in enumerate(run.sites)]
+
+
+def verify(graph: Graph, name: str) -> None:
+    """The graph is well formed and every node of it carries its value. Raises VerifyError."""
+    try:
+        graph.lint()
+    except RuntimeError as error:
+        raise VerifyError(f"after pass {name}: {error}", str(graph)) from error
+    for node in graph.nodes:
+        if node.op == "call_function" and "val" not in node.meta and node.users:
+            raise VerifyError(f"after pass {name}: {node.name} carries no value", str(graph))

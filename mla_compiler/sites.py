@@ -1,0 +1,96 @@
+"""A site in words and numbers: where it stands in the user's source, what it means, what it costs."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import sympy
+import torch
+from torch.fx import Node
+
+from . import expr as E
+from .costs import estimate, shape_text
+from .ir import AttentionSpec, Site
+
+if TYPE_CHECKING:
+    from .pipeline import Progress, Run
+
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
+
+
+def describe(index: int, site: Progress, run: Run) -> Site:
+    """The record that the report shows."""
+    place = {"index": index, "name": site.name, "source": source_of(site.anchor), "layer": layer_of(site.anchor)}
+    if site.rejected is not None:
+        return Site(**place, reason=str(site.rejected), **_operand_facts(site))
+    assert site.attend is not None and site.spec is not None and site.found is not None
+    spec = site.spec
+    names = {name: _table_name(node, run) for name, node in zip(spec.tables, site.tables, strict=True)}
+    q, k, v = (tuple(map(hint, node.meta["val"].shape)) for node in site.attend.args[:3])
+    kernel, config = run.lowering.choose(spec, q, k, v, _value(site).dtype, _value(site).device)
+    costs = estimate(
+        spec, B=q[0], H=q[1], Hkv=k[1], T=q[2], S=k[2], D=q[3], Dv=v[3], itemsize=_value(site).dtype.itemsize,
+        mask_bytes=_bytes(site.found.mask_node), repeated=spec.group > 1, score_passes=6 if site.found.handwritten else 0,
+        sizes={f"n{at}": hint(size) for at, size in enumerate(site.attend.args[4])},
+    )
+    return Site(
+        **place, status="fused", predicate=_named(spec.predicate, names), score=_named(spec.score, names),
+        hull=f"[{_named(spec.lo, names)}, {'S' if spec.hi == sympy.oo else _named(spec.hi, names)})",
+        group=spec.group, kernel=kernel, config=config, spec=str(spec),
+        flops_before=costs.flops_before, flops_after=costs.flops_after, bytes_before=costs.bytes_before,
+        bytes_after=costs.bytes_after, **_operand_facts(site),
+    )
+
+
+def source_of(node: Node) -> str:
+    """`file.py:41 forward` of the innermost frame outside torch, or nothing."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    outside = [frame for frame in frames if "/torch/" not in frame[0]] or frames
+    return f"{outside[-1][0].rsplit('/', 1)[-1]}:{outside[-1][1]} {outside[-1][2]}" if outside else ""
+
+
+def layer_of(node: Node) -> str:
+    """`model.layers.3.self_attn`, or nothing for a plain function."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = str(list(stack.values())[-1][0]) if stack else ""
+    path = re.sub(r"^L\[['\"]\w+['\"]\]\.?", "", path)
+    return re.sub(r"\[['\"]?(\w+)['\"]?\]", r".\1", path).replace("._modules", "").replace("slf.", "")
+
+
+def hint(size: Any) -> int:
+    """The size at hand for a symbolic one."""
+    if isinstance(size, Node):
+        size = size.meta["val"]
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+
+
+def _value(site: Progress) -> torch.Tensor:
+    assert site.attend is not None
+    return site.attend.args[0].meta["val"]  # type: ignore[union-attr]
+
+
+def _operand_facts(site: Progress) -> dict[str, str]:
+    node = site.attend or site.anchor
+    args = [arg.meta["val"] for arg in node.args[:3] if isinstance(arg, Node)]
+    facts = {"dtype": str(args[0].dtype).removeprefix("torch."), "device": str(args[0].device)} if args else {}
+    return {**facts, "shape": shape_text(*(tuple(arg.shape) for arg in args))} if len(args) == 3 else facts
+
+
+def _table_name(node: Node, run: Run) -> str:
+    return run.input_names.get(node.name, node.name)
+
+
+def _named(expression: sympy.Basic, names: dict[str, str]) -> str:
+    text = E.to_text(expression)
+    return re.sub(r"\b([MTF]\d+)\[", lambda m: names.get(m[1], m[1]) + "[", text)
+
+
+def _bytes(node: Node | None) -> int:
+    if node is None:
+        return 0
+    value = node.meta["val"]
+    total = value.dtype.itemsize
+    for size in value.shape:
+        total *= hint(size)
+    return total

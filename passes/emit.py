@@ -1,0 +1,97 @@
+"""Attention(q, k, v, spec)  =>  flashmla::attend(q, k, v, tables, sizes, scalars, "spec")
+
+Tables, sizes and floats that the spec speaks of by node are named M0, T1, F2, ..., n0, ..., x0, ... in the order of the
+arguments that carry them.
+
+Needs: a complete spec and grids for q, k, v. Keeps: shape, stride and dtype of the value that is replaced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import sympy
+import torch
+from torch.fx import Node
+
+from .. import expr as E
+from ..ir import AttentionSpec
+from .attention import Attention
+from .build import Builder
+from .denote import Evaluator
+from .fold_operands import Grid, build
+
+aten = torch.ops.aten
+_INDICES = {E.b, E.h, E.i, E.j, E.s}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A spec in the names of its arguments, and the nodes (or numbers) that carry them."""
+
+    spec: AttentionSpec
+    tables: tuple[Node, ...]
+    sizes: tuple[Node | int, ...]
+    scalars: tuple[Node | float, ...]
+
+
+def arguments(spec: AttentionSpec, evaluator: Evaluator, builder: Builder) -> Arguments:
+    """Name what the spec loads and the symbols it speaks of. Raises LookupError if a size belongs to no input."""
+    names: dict[str, str] = {}
+    for expression in spec.expressions():
+        for load in E.loads(expression):
+            names.setdefault(load.name, f"{load.kind_letter}{len(names)}")
+    free = sorted(set().union(*(e.free_symbols for e in spec.expressions())) - _INDICES - set(map(E.table, names)), key=str)
+    sizes = [symbol for symbol in free if symbol not in evaluator.scalars]
+    scalars = [symbol for symbol in free if symbol in evaluator.scalars]
+    renamed: dict[sympy.Basic, sympy.Basic] = {E.table(old): E.table(new) for old, new in names.items()}
+    renamed |= {symbol: E.index_symbol(f"n{at}") for at, symbol in enumerate(sizes)}
+    renamed |= {symbol: sympy.Symbol(f"x{at}", real=True) for at, symbol in enumerate(scalars)}
+    return Arguments(
+        spec=renamed_spec(spec, renamed),
+        tables=tuple(evaluator.leaves[name] for name in names),
+        sizes=tuple(builder.integer(symbol) for symbol in sizes),
+        scalars=tuple(evaluator.scalars[symbol] for symbol in scalars),
+    )
+
+
+def renamed_spec(spec: AttentionSpec, names: dict[sympy.Basic, sympy.Basic]) -> AttentionSpec:
+    """The spec with its symbols replaced, all at once."""
+    changes = {
+        field.name: value.xreplace(names)
+        for field in dataclasses.fields(spec)
+        if isinstance(value := getattr(spec, field.name), sympy.Basic)
+    }
+    return dataclasses.replace(spec, **changes)
+
+
+def rewrite(site: Attention, grids: tuple[Grid, Grid, Grid], given: Arguments, builder: Builder) -> Node:
+    """Insert the attend node, put it in the place of the anchor; the new node."""
+    sizes = site.sizes
+    rows = (sizes.queries, sizes.keys, sizes.keys)
+    channels = (sizes.head_dim, sizes.head_dim, sizes.value_dim)
+    q, k, v = (build(grid, builder, sizes.batch, r, c) for grid, r, c in zip(grids, rows, channels, strict=True))
+    attend = builder.call(
+        torch.ops.flashmla.attend.default, q, k, v, list(given.tables), list(given.sizes), list(given.scalars),
+        str(given.spec),
+    )
+    out = _like_anchor(attend, site, builder)
+    site.anchor.replace_all_uses_with(out, propagate_meta=False)
+    return attend
+
+
+def _like_anchor(out: Node, site: Attention, builder: Builder) -> Node:
+    """[B, H, T, Dv] as the anchor has it: merged or transposed as in p.v, and in its dtype."""
+    was = site.anchor.meta["val"]
+    if not site.handwritten:
+        return out if was.dim() == 4 else builder.call(aten.squeeze.dim, out, 1)
+    order = list(site.order)
+    if order != [0, 1, 2, 3]:
+        out = builder.call(aten.permute.default, out, order)
+        out = builder.call(aten.clone.default, out)
+    shape = [builder.integer(sympy.sympify(size.node.expr if isinstance(size, torch.SymInt) else size)) for size in was.shape]
+    out = builder.call(aten.reshape.default, out, shape)
+    if was.dtype != out.meta["val"].dtype:
+        out = builder.call(torch.ops.prims.convert_element_type.default, out, was.dtype)
+    return out

@@ -1,0 +1,221 @@
+"""p = exp(y) / sum_j exp(y);  out = p @ v   =>  Attention(score = y without its row constants, s = the q.k product in y)
+
+The core is found by its two sums: exp over its own sum (or aten._softmax), then a contraction with v. All that stands around
+it, scale before or after, masks, softcap, sinks by cat, views, casts, is *read* by the evaluator: there is no list of spellings.
+
+Needs: the functional graph. Keeps: everything; this pass only reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import sympy
+import torch
+from torch.fx import Graph, Node
+
+from .. import expr as E
+from ..ir import Reason, Rejected
+from .attention import Attention, Found, Operand, Sizes, d, size_of
+from .denote import Evaluator
+from .views import is_layout, peel
+
+aten = torch.ops.aten
+CASTS = (torch.ops.prims.convert_element_type.default, aten._to_copy.default, aten.clone.default)
+CONTRACTIONS = (aten.bmm.default, aten.mm.default)
+_ROW_REDUCTIONS = (aten.amax.default, aten.max.dim, aten.logsumexp.default)
+
+
+@dataclass(frozen=True)
+class Core:
+    """A softmax: `weights` = softmax of `logits` over its dimension `dim` (negative)."""
+
+    weights: Node
+    logits: Node
+    dim: int
+
+
+def cores(graph: Graph) -> Iterator[Core]:
+    """Every softmax in the graph, spelled out or called."""
+    for node in graph.nodes:
+        if node.target is aten._softmax.default:
+            yield Core(node, node.args[0], _from_end(node.args[0], node.args[1]))
+        elif node.target is aten.sum.dim_IntList and len(node.args[1]) == 1:
+            yield from _spelled_out(node)
+
+
+def _spelled_out(total: Node) -> Iterator[Core]:
+    exp = _uncast(total.args[0])
+    if exp.target is not aten.exp.default:
+        return
+    for node in _through(total):
+        for user in node.users:
+            if user.target is aten.div.Tensor and user.args[1] is node and _uncast(user.args[0]) is exp:
+                yield Core(user, exp.args[0], _from_end(exp, total.args[1][0]))
+
+
+def match(core: Core, evaluator: Evaluator) -> Found | None:
+    """Read one softmax; None if its weights meet no contraction, so that it is no attention."""
+    end = _contraction(core.weights)
+    if end is None or isinstance(end, Rejected):
+        return end
+    contraction, weights_first = end
+    other = contraction.args[1] if weights_first else contraction.args[0]
+    sizes = _sizes(core, contraction, other, weights_first)
+    if sizes is None:
+        return Rejected(contraction.name, Reason.SOFTMAX, f"shape {tuple(core.logits.meta['val'].shape)}")
+    evaluator.ranges = sizes.ranges
+    lead = _lead(core, contraction, weights_first, evaluator, sizes)
+    if lead is None:
+        return Rejected(contraction.name, Reason.OPERANDS, "weights that reach p.v rearranged")
+    v = Operand(other, (*lead, E.j, d) if weights_first else (*lead, d, E.j))
+    site = _read_scores(core, contraction, v, sizes, evaluator)
+    if isinstance(site, Rejected):
+        return site
+    heads_slowest = lead == (E.h * sizes.batch + E.b,) and lead != (E.b * sizes.heads + E.h,)
+    order = ((1, 0) if heads_slowest else (0, 1)) + ((2, 3) if weights_first else (3, 2))
+    return dataclasses.replace(site, order=order)
+
+
+def _read_scores(core: Core, contraction: Node, v: Operand, sizes: Sizes, evaluator: Evaluator) -> Found:
+    """y = score(s) - row constants; the columns past S, if one, are a sink."""
+    columns = size_of(core.logits, core.dim)
+    value = evaluator.read(core.logits, _logits_index(core, E.j))
+    constants = _row_constants(value, evaluator)
+    extra = sympy.sympify(columns - sizes.keys)
+    if extra not in (0, 1):
+        return Rejected(contraction.name, Reason.SOFTMAX, f"{columns} columns for {sizes.keys} keys")
+    sink = evaluator.read(core.logits, _logits_index(core, sizes.keys)) - constants if extra == 1 else None
+    value = value - constants
+    products = [load for load in E.loads(value) if load.name in evaluator.products]
+    if len(products) != 1:
+        return Rejected(contraction.name, Reason.SCORE, f"{len(products)} products")
+    operands = _operands(products[0], evaluator)
+    if operands is None:
+        return Rejected(contraction.name, Reason.SCORE, E.to_text(products[0]))
+    q, k = operands
+    return Attention(
+        anchor=contraction, q=q, k=k, v=v, sizes=_with_head_dim(sizes, products[0], evaluator),
+        value=value.subs(products[0], E.s), mask_dtype=core.logits.meta["val"].dtype, sink=sink, handwritten=True,
+    )
+
+
+def _operands(product: E.Load, evaluator: Evaluator) -> tuple[Operand, Operand] | None:
+    """q and k of s = Σ_d q[..., i, d] k[..., j, d], whichever side each stands on."""
+    found = evaluator.products[product.name]
+    *lead, row, column = product.index
+    if (row, column) == (E.i, E.j):
+        return Operand(found.lhs, (*lead, E.i, d)), Operand(found.rhs, (*lead, d, E.j))
+    if (row, column) == (E.j, E.i):
+        return Operand(found.rhs, (*lead, d, E.i)), Operand(found.lhs, (*lead, E.j, d))
+    return None
+
+
+def _with_head_dim(sizes: Sizes, product: E.Load, evaluator: Evaluator) -> Sizes:
+    return dataclasses.replace(sizes, head_dim=size_of(evaluator.products[product.name].lhs, -1))
+
+
+def _row_constants(value: sympy.Basic, evaluator: Evaluator) -> sympy.Basic:
+    """The row maxima and the like that are subtracted from y: they cancel in the softmax."""
+    terms = []
+    for term in sympy.Add.make_args(value):
+        coefficient, load = term.as_coeff_Mul()
+        if isinstance(load, E.Load) and not load.has(E.j) and _reduces(evaluator.leaves[load.name]):
+            terms.append(term)
+    return sympy.Add(*terms)
+
+
+def _reduces(node: Node) -> bool:
+    node = node.args[0] if "getitem" in node.name and isinstance(node.args[0], Node) else node
+    return node.target in _ROW_REDUCTIONS
+
+
+# ------------------------------------------------------------------------------------------------------- graph walking
+
+
+def _contraction(weights: Node) -> tuple[Node, bool] | Rejected | None:
+    """The p.v contraction that the weights reach through layout alone, and whether p stands on its left."""
+    reached = list(_reached(weights))
+    ends = [(user, node) for node in reached for user in node.users if user.target in CONTRACTIONS]
+    if not ends:
+        return None
+    inside = {*reached, *(user for user, _ in ends)}
+    outside = [user for node in reached for user in node.users if user not in inside]
+    if len(ends) > 1 or outside:
+        return Rejected(ends[0][0].name, Reason.SHARED, ", ".join(sorted(n.name for n in outside)) or "two contractions")
+    contraction, node = ends[0]
+    return contraction, contraction.args[0] is node
+
+
+def _reached(weights: Node) -> Iterator[Node]:
+    """The weights, and what is only a rearrangement or a cast of them."""
+    pending, seen = [weights], {weights}
+    while pending:
+        node = pending.pop()
+        yield node
+        for user in node.users:
+            if user not in seen and is_layout(user):
+                seen.add(user)
+                pending.append(user)
+
+
+def _sizes(core: Core, contraction: Node, other: Node, weights_first: bool) -> Sizes | None:
+    logits = core.logits.meta["val"]
+    if logits.dim() not in (2, 3, 4, 5) or core.dim not in (-1, -2):
+        return None
+    lead = [size_of(core.logits, at) for at in range(logits.dim() - 2)]
+    one = sympy.Integer(1)
+    return Sizes(
+        batch=lead[0] if lead else one,
+        heads=sympy.Mul(*lead[1:]),
+        queries=size_of(core.logits, -1 if core.dim == -2 else -2),
+        keys=size_of(other, -2 if weights_first else -1),
+        head_dim=one,
+        value_dim=size_of(other, -1 if weights_first else -2),
+    )
+
+
+def _logits_index(core: Core, column: sympy.Basic) -> list[sympy.Basic]:
+    """Index of y at (b, h, i, column); further leading dimensions are heads, the last fastest."""
+    shape = core.logits.meta["val"].shape
+    heads, rest = [], E.h
+    for at in reversed(range(1, len(shape) - 2)):
+        size = size_of(core.logits, at)
+        heads.insert(0, E.PythonMod(rest, size) if at > 1 else rest)
+        rest = E.FloorDiv(rest, size)
+    lead = [E.b, *heads] if len(shape) > 2 else []
+    return [*lead, column, E.i] if core.dim == -2 else [*lead, E.i, column]
+
+
+def _lead(core: Core, contraction: Node, weights_first: bool, evaluator: Evaluator, sizes: Sizes) -> tuple[sympy.Basic, ...] | None:
+    """The contraction's batch index as a function of (b, h): () for mm; proved by reading p back from p.v."""
+    expected = tuple(_logits_index(core, E.j))
+    side = contraction.args[0] if weights_first else contraction.args[1]
+    candidates: list[tuple[sympy.Basic, ...]] = [()]
+    if contraction.target is aten.bmm.default:
+        candidates = [(E.b * sizes.heads + E.h,), (E.h * sizes.batch + E.b,)]
+    for lead in candidates:
+        start = (*lead, E.i, E.j) if weights_first else (*lead, E.j, E.i)
+        if any(node is core.weights and index == expected for node, index in peel(evaluator, side, start)):
+            return lead
+    return None
+
+
+def _uncast(node: Node) -> Node:
+    while node.target in CASTS:
+        node = node.args[0]
+    return node
+
+
+def _through(node: Node) -> Iterator[Node]:
+    """The node, and what is only a cast, copy or broadcast of it."""
+    yield node
+    for user in node.users:
+        if user.target in (*CASTS, aten.expand.default):
+            yield from _through(user)
+
+
+def _from_end(node: Node, dim: int) -> int:
+    return dim if dim < 0 else dim - node.meta["val"].dim()
