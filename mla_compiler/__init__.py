@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .backend import flashmla
     from .errors import FlashMLAError, OptionError, StrictError
+    from .inspection import explain
     from .ir import AttentionSpec, Reason, Site
     from .options import Options
-    from .report import Report, explain, reports
+    from .report import Report, reports
 
 __version__ = "0.1.0"
 
@@ -24,7 +25,7 @@ __all__ = [
 
 _HOME = {
     "AttentionSpec": "ir", "FlashMLAError": "errors", "OptionError": "errors", "Options": "options", "Reason": "ir",
-    "Report": "report", "Site": "ir", "StrictError": "errors", "explain": "report", "flashmla": "backend",
+    "Report": "report", "Site": "ir", "StrictError": "errors", "explain": "inspection", "flashmla": "backend",
     "reports": "report",
 }
 

@@ -10,6 +10,7 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import sympy
 
@@ -83,7 +84,7 @@ def shape_text(q: Sequence[object], k: Sequence[object], v: Sequence[object]) ->
     return ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in (("q", q), ("k", k), ("v", v)))
 
 
-def _parts(bound: sympy.Basic, kind: type) -> list[sympy.Basic]:
+def _parts(bound: sympy.Basic, kind: Any) -> list[sympy.Basic]:
     return list(bound.args) if isinstance(bound, kind) else [bound]
 
 

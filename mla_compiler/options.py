@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_origin
 
 from .errors import OptionError
 
@@ -104,7 +104,7 @@ def _inductor_patches(theirs: Mapping[str, Any]) -> dict[str, Any]:
         if name not in current:
             raise _unknown(key, current)
         expected = config.get_type(name)
-        if isinstance(expected, type):  # as torch.compile does: generic aliases are not checked
+        if isinstance(expected, type) and get_origin(expected) is None and expected is not Any:  # as torch.compile checks
             _check_type(key, value, expected)
         patches[name] = value
     return patches
@@ -144,7 +144,9 @@ def _from_text(name: str, text: str, kind: type) -> Any:
 
 
 def _check_type(key: str, value: object, expected: type) -> None:
-    if isinstance(value, expected) and not (expected is int and isinstance(value, bool)):
+    """Raise unless value is of the type. Of ours True is no number; Inductor takes it for one."""
+    counted_as_int = isinstance(value, bool) and expected is int and key.startswith(PREFIX)
+    if isinstance(value, expected) and not counted_as_int:
         return
     raise OptionError(f"{key}={value!r} is {_a(type(value))}, expected {_a(expected)}",
                       f'for example options={{"{key}": {_example(expected)}}}')
