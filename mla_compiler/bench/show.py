@@ -1,0 +1,83 @@
+"""The table of the benchmark, for a person, and the same numbers as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from .cases import COLUMNS, FLASHMLA
+from .compare import Cell, Row, Settings
+
+
+def facts(settings: Settings, model: str) -> dict[str, str]:
+    """What the numbers depend on: device, model, dtype, versions."""
+    gpu = settings.device != "cpu"
+    device = torch.cuda.get_device_name() if gpu else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    versions = {}
+    for name in ("torch", "triton", "transformers"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    return {
+        "device": device, "model": model, "dtype": str(settings.dtype)[6:], "mode": settings.mode,
+        "python": platform.python_version(), **versions,
+    }
+
+
+def table(rows: list[Row], columns: list[str]) -> Table:
+    """Milliseconds and GiB of each column, flashmla's ratio to each, and the bars."""
+    peers = [name for name in columns if name != FLASHMLA]
+    shown = Table(show_lines=True)
+    shown.add_column("median ms (peak GiB)")
+    for name in columns:
+        shown.add_column(COLUMNS[name], justify="right")
+    for name in peers:
+        shown.add_column(f"/ {name}", justify="right")
+    shown.add_column("bars")
+    for row in rows:
+        ratios = [_ratio(row.ratio(name)) for name in peers]
+        shown.add_row(row.case.name, *(_cell(row.cells[name]) for name in columns), *ratios, _bars(row))
+    return shown
+
+
+def errors(rows: list[Row], columns: list[str]) -> Table:
+    """Each column's error as a multiple of eager's (2 is the limit), and the seconds of its first call."""
+    shown = Table(title="error / eager's error (first call, s)", title_justify="left")
+    shown.add_column("")
+    for name in columns:
+        shown.add_column(COLUMNS[name], justify="right")
+    for row in rows:
+        eager = row.cells[columns[0]].error
+        cells = (row.cells[name] for name in columns)
+        shown.add_row(row.case.name, *("-" if c.failure else f"{c.error / eager:.2f} ({c.compile_s:.0f})" for c in cells))
+    return shown
+
+
+def as_json(rows: list[Row], about: dict[str, str], extra: dict[str, Any]) -> dict[str, Any]:
+    def one(row: Row) -> dict[str, Any]:
+        bars = [{"bar": str(bar), "ratio": ratio, "cleared": ok} for bar, ratio, ok in row.bars()]
+        cells = {name: dataclasses.asdict(cell) for name, cell in row.cells.items()}
+        return {"case": row.case.name, "columns": cells, "bars": bars}
+
+    return {"about": about, "cases": [one(row) for row in rows], **extra}
+
+
+def _cell(cell: Cell) -> str:
+    if cell.timing is None:
+        return f"[red]{cell.failure[:60]}[/]"
+    return f"{cell.timing.ms:.2f}" + (f" ({cell.timing.peak / 2**30:.1f})" if cell.timing.peak else "")
+
+
+def _ratio(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f}x"
+
+
+def _bars(row: Row) -> str:
+    word = {True: "[green]pass[/]", False: "[red]MISS[/]", None: "no number"}
+    return "\n".join(f"{bar}: {word[ok]}" + (f" {ratio:.2f}" if ratio else "") for bar, ratio, ok in row.bars())
