@@ -1,0 +1,43 @@
+"""Inputs of any size from a seed, and the check that every spelling goes through."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tests.harness import Float64, assert_within_twice, compiled, watching
+from tests.spellings.spelling import Inputs
+
+
+def inputs(
+    batch: int = 2, queries: int = 7, keys: int = 7, heads: int = 4, kv_heads: int = 2, width: int = 8,
+    dtype: torch.dtype = torch.float32, seed: int = 0,
+) -> Inputs:
+    """Normal q, k, v; two or three documents a row; the lengths of the rows differ."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    numbers = torch.randint(0, 2, (batch, keys), generator=generator).cumsum(-1)
+    lengths = torch.randint(1, keys + 1, (batch,), generator=generator)
+    return Inputs(
+        normal(batch, queries, heads * width), normal(batch, keys, kv_heads * width), normal(batch, keys, kv_heads * width),
+        slopes=0.5 ** torch.arange(1, heads + 1), sinks=normal(heads), bias=normal(7, heads),
+        lengths=lengths, documents=numbers, heads=heads, kv_heads=kv_heads,
+    ).to(dtype)
+
+
+def check(program: Callable[[Inputs], Tensor], given: Inputs, sites: int = 1, left: Counter[str] | None = None) -> None:
+    """Value within twice eager's error from float64; `sites` attentions seen, all fused but those `left`."""
+    with watching() as seen:
+        found = compiled(program)(given)
+        eager = program(given)
+        with Float64():
+            truth = program(given.to(torch.float64))
+    assert_within_twice([found], [eager], [truth])
+    assert found.dtype == eager.dtype
+    seen.assert_each_graph(sites, left or Counter())
