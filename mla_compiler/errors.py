@@ -42,3 +42,7 @@ class VerifyError(FlashMLAError, RuntimeError):
 
 class ReportError(FlashMLAError, ValueError):
     """A saved report that cannot be read."""
+
+
+class OperandError(FlashMLAError, ValueError):
+    """q, k, v, a table, a size or a scalar that does not agree with the spec of its attention."""

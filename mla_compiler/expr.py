@@ -113,7 +113,7 @@ class _Printer(StrPrinter):
     """Python syntax, total: whatever it prints `from_text` reads back."""
 
     def _print_Load(self, e: Load) -> str:
-        return f"{e.name}[{', '.join(map(self._print, e.index))}]"
+        return f"{e.name}[{', '.join(map(self._print, e.index)) or '()'}]"
 
     def _print_Where(self, e: Where) -> str:
         return f"where({', '.join(map(self._print, e.args))})"

@@ -1,0 +1,127 @@
+"""flashmla::* on the CPU, in ATen: reads the hull and nothing else
+
+    attend     rows in blocks, each over its own hull: SDPA's kernel where score = scale*s + bias, else the softmax written out
+    summarize  hull and tile classes of a bool mask, for whoever needs them later
+    sdpa       F.scaled_dot_product_attention, in the memory order its fake promises
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..ir import TILE
+from ..ops import output_like
+from .checks import check_operands
+from .cpu_plan import Plan, plan_of
+from .cpu_rows import Hull, Rows, exact, fused, hull_of, merge
+from .torch_index import box
+
+BLOCK_ROWS = 256
+"""Query rows that share one hull. A multiple of TILE."""
+
+LOGITS = 1 << 24
+"""Elements of the largest block of logits that is ever written to memory."""
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, tables: list[Tensor], sizes: list[int], scalars: list[float], spec: str
+) -> Tensor:
+    """out [B, H, T, Dv] in the memory order of output_like. Raises OperandError where operands and spec disagree."""
+    check_operands(q, k, v, tables, sizes, scalars, spec)
+    plan = plan_of(spec, torch.promote_types(q.dtype, torch.float32))
+    out = output_like(q, v, plan.spec.heads_first)
+    if out.numel() == 0 or k.shape[2] == 0:
+        return out.zero_()
+    env = (tables, sizes, scalars)
+    scale = _fused_scale(q, v, plan, env)
+    if scale is not None and _is_causal(q, plan, env):
+        seen = min(q.shape[2], k.shape[2])
+        return out.copy_(F.scaled_dot_product_attention(
+            q, k[:, :, :seen], v[:, :, :seen], is_causal=True, scale=scale, enable_gqa=plan.spec.group > 1))
+    step = _block_rows(q, k, plan, scale)
+    if step >= q.shape[2]:
+        _attend_rows(Rows(plan, q, k, v, 0, env), scale, out)
+        return out
+    for first in range(0, q.shape[2], step):
+        block = Rows(plan, q[:, :, first:first + step], k, v, first, env)
+        _attend_rows(block, scale, out[:, :, first:first + step])
+    return out
+
+
+def _fused_scale(q: Tensor, v: Tensor, plan: Plan, env: tuple) -> float | None:
+    """The scale to give to SDPA; None if the softmax has to be written out."""
+    few_with_sink = plan.sink is not None and q.shape[2] <= 16
+    if plan.scale is None or plan.spec.kv_splits > 1 or q.shape[3] != v.shape[3] or few_with_sink:
+        return None
+    scale = float(plan.scale(None, None, None, None, *env))
+    return scale if scale > 0 else None
+
+
+def _is_causal(q: Tensor, plan: Plan, env: tuple) -> bool:
+    """Exactly `j <= i`, with nothing else to ask."""
+    if plan.diagonal is None or plan.bias is not None or plan.sink is not None or q.shape[2] == 1:
+        return False
+    if plan.diagonal(None, None, None, None, *env) != 1:
+        return False
+    lo = plan.lo(*box(q.shape[0], q.shape[1], (0, q.shape[2]), (0, 1))[:3], None, *env)
+    return bool((lo <= 0).all()) if isinstance(lo, Tensor) else lo <= 0
+
+
+def _block_rows(q: Tensor, k: Tensor, plan: Plan, scale: float | None) -> int:
+    if scale is None:
+        return max(1, min(BLOCK_ROWS, LOGITS // (q.shape[0] * q.shape[1] * k.shape[2])))
+    return q.shape[2] if plan.uniform else BLOCK_ROWS
+
+
+def _attend_rows(rows: Rows, scale: float | None, out: Tensor) -> None:
+    """Writes out [B, H, R, Dv] for one block of rows."""
+    hull = hull_of(rows)
+    if hull is None:
+        out.zero_()
+    elif scale is not None:
+        fused(rows, hull, scale, out)
+    else:
+        parts = [exact(rows, hull, start, stop) for start, stop in _split(hull, rows.plan.spec.kv_splits)]
+        out.copy_(merge(parts, _sink(rows)))
+
+
+def _split(hull: Hull, kv_splits: int) -> list[tuple[int, int]]:
+    """The hull in `kv_splits` parts of equal length, the last ones shorter or missing."""
+    length = -(-(hull.stop - hull.start) // max(kv_splits, 1))
+    return [(start, min(start + length, hull.stop)) for start in range(hull.start, hull.stop, length)]
+
+
+def _sink(rows: Rows) -> Tensor | None:
+    sink = rows.plan.sink
+    return None if sink is None else torch.as_tensor(sink(*rows.index, None, *rows.env), dtype=rows.plan.dtype)
+
+
+def summarize(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """mask [B, H, T, S] bool -> hull [B, H, T, 2] int32, (0, 0) in a row without any; classes [B, H, T/64, S/64] int8."""
+    *lead, length, keys = mask.shape
+    at = torch.arange(keys, dtype=torch.int32)
+    seen = mask.any(-1)
+    hull = mask.new_zeros(*lead, length, 2, dtype=torch.int32)
+    if mask.numel():
+        hull[..., 0] = torch.where(mask, at, keys).amin(-1).where(seen, 0)
+        hull[..., 1] = torch.where(mask, at + 1, 0).amax(-1)
+    return hull, _tiles(mask, False).amax((-3, -1)) + _tiles(mask, True).amin((-3, -1))
+
+
+def _tiles(mask: Tensor, fill: bool) -> Tensor:
+    """int8 [..., rows, TILE, columns, TILE]; positions past the end count as `fill`."""
+    length, keys = mask.shape[-2:]
+    padded = F.pad(mask.to(torch.int8), (0, -keys % TILE, 0, -length % TILE), value=int(fill))
+    return padded.unflatten(-1, (-1, TILE)).unflatten(-3, (-1, TILE))
+
+
+def sdpa(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, dropout_p: float, is_causal: bool, scale: float | None,
+    enable_gqa: bool,
+) -> Tensor:
+    """F.scaled_dot_product_attention, seen as [B, H, T, Dv] over memory [B, T, H, Dv]."""
+    found = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    out = output_like(q, v, heads_first=False)
+    return found if found.stride() == out.stride() else out.copy_(found)

@@ -1,0 +1,47 @@
+"""out = softmax(score(q kᵀ) where visible, with the sink in the denominator) v: the truth, in float64
+
+Every other lowering is measured against this one. Indices are plain tensors over the whole [B, H, T, S]; nothing is
+skipped, split or folded. `dtype` below float64 gives the same formula in the working dtype, which sets the tolerance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..ir import AttentionSpec
+from .torch_expr import compile
+from .torch_index import box, values
+
+
+def visible(spec: AttentionSpec, batch: int, heads: int, rows: int, columns: int, *env: Sequence) -> Tensor:
+    """Bool [B, H, T, S]: which keys a query sees. `env` is tables, sizes, scalars."""
+    index = [values(at) for at in box(batch, heads, (0, rows), (0, columns))]
+    seen = compile(spec.predicate, torch.float64)(*index, *env)
+    return torch.as_tensor(seen).expand(batch, heads, rows, columns)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, tables: Sequence[Tensor], sizes: Sequence[int], scalars: Sequence[float], text: str,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """q [B, H, T, D], k [B, H/group, S, D], v [B, H/group, S, Dv] -> [B, H, T, Dv], contiguous, of `dtype`.
+
+    Products are in `dtype`, the softmax in at least float32, as models write it.
+    """
+    spec = AttentionSpec.parse(text)
+    env, real = (tables, sizes, scalars), torch.promote_types(dtype, torch.float32)
+    k, v = (x.repeat_interleave(spec.group, 1).to(dtype) for x in (k, v))
+    shape = (*q.shape[:3], k.shape[2])
+    index = [values(at) for at in box(*shape[:2], (0, shape[2]), (0, shape[3]))]
+    s = (q.to(dtype) @ k.transpose(-1, -2)).to(real)
+    a = torch.as_tensor(compile(spec.score, real)(*index, *env, s), dtype=real).expand(shape)
+    a = a.masked_fill(~visible(spec, *shape, *env), -torch.inf)
+    top = a.amax(-1, keepdim=True).clamp(min=torch.finfo(real).min) if shape[3] else a.new_zeros(*shape[:3], 1)
+    p = (a - top).exp()
+    total = p.sum(-1, keepdim=True)
+    if spec.sink is not None:
+        total = total + (torch.as_tensor(compile(spec.sink, real)(*index, *env), dtype=real) - top).exp()
+    return torch.where(total == 0, 0, p / total).to(dtype) @ v
