@@ -18,7 +18,7 @@ import sympy
 import torch
 from torch import fx
 
-from ..expr import Expr, Load, Where, index_symbol, is_bool, table, truth
+from ..expr import Expr, Load, index_symbol, table, truth
 from . import rules_create, rules_gather, rules_pointwise, rules_reduce, rules_view
 from .index_math import IndexMath
 from .rules import At, arguments, constant, operator_name
@@ -209,24 +209,9 @@ class Evaluator:
         if node not in self._weights:
             self._weights[node] = 0
             name = operator_name(node)
-            if name in RULES or name in VIEWS:
-                inputs = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+            if (name in RULES or name in VIEWS) and name not in rules_reduce.RULES:
+                values = ((n, n.meta.get("val")) for n in node.all_input_nodes)
+                inputs = [n for n, value in values if isinstance(value, torch.Tensor) and value.is_floating_point()]
                 total = int(name in rules_pointwise.RULES) + sum(map(self._weight, inputs))
                 self._weights[node] = min(total, _FLOAT_OPS + 1)
         return self._weights[node]
-
-
-_HIDING = tuple(torch.finfo(dtype).min for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64))
-
-
-def hidden(value: Expr, dtype: torch.dtype = torch.float32) -> bool:
-    """A constant that stands for "not visible": -inf, or the least number of a floating type (at most that of dtype)."""
-    if value == -sympy.oo:
-        return True
-    return bool(value.is_Number and (value <= torch.finfo(dtype).min or float(value) in _HIDING))
-
-
-def choice(condition: Expr, then: Expr, otherwise: Expr) -> Expr:
-    """where(condition, then, otherwise) for numbers."""
-    assert not is_bool(then) and not is_bool(otherwise)
-    return Where(condition, then, otherwise)

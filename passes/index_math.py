@@ -12,7 +12,7 @@ from math import ceil, floor
 import sympy
 from sympy.core.sorting import default_sort_key
 
-from ..expr import Expr, FloorDiv, Load, PythonMod, Where, is_bool
+from ..expr import Expr, FloorDiv, Load, PythonMod, Where
 
 _DEPTH = 12
 _SWAPPED = {">": "<", ">=": "<="}
@@ -21,6 +21,11 @@ _RELATION: dict[str, Callable[[Expr, Expr], Expr]] = {"<": sympy.Lt, "<=": sympy
 _OPERATOR: dict[type, str] = {
     sympy.Lt: "<", sympy.Le: "<=", sympy.Gt: ">", sympy.Ge: ">=", sympy.Eq: "==", sympy.Ne: "!=",
 }
+
+
+def operator_of(relation: Expr) -> str:
+    """"<", "<=", ">", ">=", "==" or "!="."""
+    return _OPERATOR[type(relation)]
 
 
 def ite(condition: Expr, then: Expr, otherwise: Expr) -> Expr:
@@ -51,8 +56,8 @@ class IndexMath:
     """
 
     def __init__(self, ranges: Mapping[Expr, Expr], lowest: Mapping[Expr, Expr] | None = None) -> None:
-        self.ranges = ranges
-        self.lowest = lowest or {}
+        self.ranges = {symbol: sympy.sympify(bound) for symbol, bound in ranges.items()}
+        self.lowest = lowest if lowest is not None else {}
         self._proved: dict[Expr, bool] = {}
 
     # -------------------------------------------------------------------------------------------------------- proofs
@@ -290,8 +295,3 @@ def _is_whole(ratio: Expr) -> bool:
     return coefficient.is_Integer and all(
         f.is_integer and (not f.is_Pow or f.exp.is_Integer and f.exp > 0) for f in factors
     )
-
-
-def is_condition(expr: Expr) -> bool:
-    """A condition, as opposed to a number."""
-    return is_bool(expr)
