@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ir import TILE
-from ..ops import output_like
+from ..ops import output_like, sdpa_output_like
 from .checks import check_operands
 from .cpu_plan import Plan, plan_of
 from .cpu_rows import Hull, Rows, exact, fused, hull_of, merge
@@ -121,7 +121,7 @@ def sdpa(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, dropout_p: float, is_causal: bool, scale: float | None,
     enable_gqa: bool,
 ) -> Tensor:
-    """F.scaled_dot_product_attention, seen as [B, H, T, Dv] over memory [B, T, H, Dv]."""
+    """F.scaled_dot_product_attention, in the memory order of sdpa_output_like."""
     found = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-    out = output_like(q, v, heads_first=False)
+    out = sdpa_output_like(q, k, v, enable_gqa)
     return found if found.stride() == out.stride() else out.copy_(found)

@@ -41,16 +41,23 @@ def output_like(q: Tensor, v: Tensor, heads_first: bool) -> Tensor:
     return q.new_empty(batch, length, heads, v.shape[-1]).transpose(1, 2)
 
 
+def sdpa_output_like(q: Tensor, k: Tensor, v: Tensor, enable_gqa: bool) -> Tensor:
+    """Empty out of flashmla::sdpa. q [..., H, T, D], k [..., Hkv, S, D], v [..., Hkv, S, Dv] -> [..., H, T, Dv].
+
+    Leading dimensions broadcast. The memory is [B, T, H, Dv] where q is [B, H, T, D] and nothing broadcasts.
+    """
+    lead = q.shape[:-2] if enable_gqa else torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    if q.dim() == 4 and lead == q.shape[:-2]:
+        return output_like(q, v, heads_first=False)
+    return q.new_empty(*lead, q.shape[-2], v.shape[-1])
+
+
 @torch.library.register_fake("flashmla::sdpa", lib=LIBRARY)
 def _sdpa(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, dropout_p: float, is_causal: bool,
     scale: float | None, enable_gqa: bool,
 ) -> Tensor:
-    """q [..., H, T, D], k [..., Hkv, S, D], v [..., Hkv, S, Dv] -> [..., H, T, Dv]; leading dimensions broadcast."""
-    lead = q.shape[:-2] if enable_gqa else torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
-    if q.dim() == 4 and lead == q.shape[:-2]:
-        return output_like(q, v, heads_first=False)
-    return q.new_empty(*lead, q.shape[-2], v.shape[-1])
+    return sdpa_output_like(q, k, v, enable_gqa)
 
 
 @torch.library.register_fake("flashmla::attend", lib=LIBRARY)
