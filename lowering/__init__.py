@@ -1,4 +1,65 @@
-"""Spec to kernel. Never imports passes."""
+"""Spec to kernel. Never imports passes; imports Triton when a kernel is first needed.
+
+    register()            what flashmla::* do, per device
+    supports(spec, ...)   why there is no kernel, or None
+    choose(spec, ...)     which kernel, in words
+"""
 
 if __name__ == "lowering":
     raise ImportError("import this package as mla_compiler.lowering; `lowering` is only its place in the checkout")
+
+import torch
+
+from ..ir import AttentionSpec, Reason
+from ..ops import LIBRARY
+from . import cpu
+
+__all__ = ["choose", "register", "supports"]
+
+_registered: list[str] = []
+
+
+def register() -> None:
+    """Give every flashmla operator its CPU and CUDA implementation, once. ROCm answers to the key CUDA."""
+    if _registered:
+        return
+    for name in ("attend", "summarize", "sdpa"):
+        LIBRARY.impl(name, getattr(cpu, name), "CPU")
+    LIBRARY.impl("sdpa", cpu.sdpa, "CUDA")
+    LIBRARY.impl("attend", _gpu_attend, "CUDA")
+    LIBRARY.impl("summarize", _gpu_summarize, "CUDA")
+    _registered.extend(("CPU", "CUDA"))
+
+
+def supports(
+    spec: AttentionSpec, head_dim: int, value_dim: int, dtype: torch.dtype, device_type: str
+) -> tuple[Reason, str] | None:
+    """None if a kernel can be written, else the reason and what was found."""
+    from .select import supports as ask
+
+    return ask(spec, head_dim, value_dim, dtype, device_type)
+
+
+def choose(
+    spec: AttentionSpec, q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[str, str]:
+    """Kernel family and configuration for q [B, H, T, D], k [B, H/group, S, D], v [B, H/group, S, Dv], in words."""
+    if device.type != "cuda":
+        return "aten", "over the hull"
+    from .machine import machine_of
+    from .select import choose as ask
+
+    choice = ask(spec, q[0], q[1], q[2], k[2], q[3], v[3], dtype, machine_of(device))
+    return choice.family, str(choice).removeprefix(f"{choice.family} ")
+
+
+def _gpu_attend(*args):
+    from .gpu import attend
+
+    return attend(*args)
+
+
+def _gpu_summarize(mask):
+    from .gpu import summarize
+
+    return summarize(mask)

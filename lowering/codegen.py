@@ -1,0 +1,189 @@
+"""AttentionSpec  =>  the source of its kernel: the functions of the spec in front of a fixed body.
+
+The body is `scan.py` and `prefill/kernel.py` or `decode/kernel.py`, word for word; the functions take the place of
+those in `hooks.py`. The text depends on the spec and the family alone: shapes, strides and blocks are arguments.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+import textwrap
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import sympy
+
+from .. import expr as E
+from ..ir import AttentionSpec
+from .errors import LoweringError
+from .printer import Printer, bare
+
+FAMILIES = ("prefill", "decode")
+LOG2E = math.log2(math.e)
+_JIT_END = "])"
+_HERE = Path(__file__).parent
+_ROW, _POINT = "b, h, i", "b, h, i, j"
+
+
+@lru_cache(maxsize=1024)
+def source(spec: AttentionSpec, family: str) -> str:
+    """Python text of a module whose kernel is named `family`. LoweringError if an expression has no Triton form."""
+    kernel = _HERE / family / "kernel.py"
+    used = frozenset().union(*(hook.used for hook in hooks(spec)))
+    helpers = [text for name, text in _functions(_HERE / "arithmetic.py").items() if name in used]
+    own = [hook.text(operands(spec)) for hook in hooks(spec)]
+    body = {**_functions(_HERE / "scan.py"), **_functions(kernel)}
+    entry = body.pop(family)
+    return _header(spec, _docstring(kernel)) + "\n\n\n".join(
+        [_flags(spec), *helpers, *own, *body.values(), _entry(spec, entry)]) + "\n"
+
+
+@dataclass(frozen=True)
+class Hook:
+    """One function of hooks.py, printed: the names it needs, its statements, what it returns."""
+
+    name: str
+    arguments: str
+    meaning: str
+    used: frozenset[str]
+    lines: tuple[str, ...]
+
+    def text(self, operands: tuple[str, ...]) -> str:
+        unpack = [f"{name} = env[{at}]" for at, name in enumerate(operands) if name in self.used]
+        body = "\n".join([f'"""{self.meaning}"""', *unpack, *self.lines])
+        return f"@triton.jit\ndef {self.name}({self.arguments}, env):\n" + textwrap.indent(body, "    ")
+
+
+@lru_cache(maxsize=1024)
+def hooks(spec: AttentionSpec) -> tuple[Hook, ...]:
+    """The six functions of hooks.py for this spec. LoweringError names the expression that Triton cannot say."""
+    ranks(spec)
+    return (
+        _hook("score", "s, " + _POINT, spec.score, LOG2E),
+        _hook("hull_lo", _ROW, spec.lo),
+        _hook("hull_hi", _ROW, sympy.Integer(0) if spec.hi == sympy.oo else spec.hi),
+        _hook("residue", _POINT, spec.residue),
+        _hook("tile_class", _POINT, sympy.Integer(1) if spec.tile is None else spec.tile),
+        _hook("sink", _ROW, sympy.Integer(0) if spec.sink is None else spec.sink, LOG2E),
+    )
+
+
+def _hook(name: str, arguments: str, expr: sympy.Basic, scale: float = 1.0) -> Hook:
+    """The function that returns scale * expr, as a real if scaled."""
+    printer = Printer()
+    try:
+        result = printer.print(expr) if scale == 1.0 else printer.real(_scaled(expr, scale))
+    except LoweringError as error:
+        raise LoweringError(f"{name} {E.to_text(expr)}: {error}", name) from error
+    meaning = E.to_text(expr) + ("" if scale == 1.0 else ", times log2(e)")
+    return Hook(name, arguments, meaning, frozenset(printer.used), (*printer.statements, f"return {bare(result)}"))
+
+
+def _scaled(expr: sympy.Basic, scale: float) -> sympy.Basic:
+    """scale * expr, with the numbers of each term multiplied out."""
+    terms = sympy.Add.make_args(expr)
+    return sympy.Add(*(sympy.Mul(sympy.Float(number * scale), rest) for number, rest in (t.as_coeff_Mul() for t in terms)))
+
+
+@lru_cache(maxsize=1024)
+def operands(spec: AttentionSpec) -> tuple[str, ...]:
+    """The kernel's arguments for tables and numbers, those it uses: T0, T0_length0, ..., T0_stride0, ..., n0, ..., x0."""
+    names: list[str] = []
+    for table, rank in ranks(spec).items():
+        names += [table] + [f"{table}_{what}{dim}" for what in ("length", "stride") for dim in range(rank)]
+    used = frozenset().union(*(hook.used for hook in hooks(spec)))
+    return tuple(name for name in (*names, *numbers(spec, "n"), *numbers(spec, "x")) if name in used)
+
+
+def ranks(spec: AttentionSpec) -> dict[str, int]:
+    """Dimensions of each table, in the order of the op's argument. LoweringError if two loads disagree."""
+    found: dict[str, int] = {}
+    for load in (load for expr in spec.expressions() for load in E.loads(expr)):
+        if found.setdefault(load.name, len(load.index)) != len(load.index):
+            raise LoweringError(f"table {load.name} is indexed with {len(load.index)} and with {found[load.name]} indices")
+    return {name: found[name] for name in spec.tables}
+
+
+def numbers(spec: AttentionSpec, letter: str) -> tuple[str, ...]:
+    """The run-time numbers it uses: n0, n2 (integers, letter n) or x0 (floats, letter x)."""
+    names = {symbol.name for expr in spec.expressions() for symbol in expr.free_symbols}
+    return tuple(sorted((n for n in names if n[0] == letter and n[1:].isdigit()), key=lambda n: int(n[1:])))
+
+
+def _entry(spec: AttentionSpec, text: str) -> str:
+    """The kernel, its parameter `operands` spelled out. A length, a stride or a size that grows compiles nothing anew."""
+    names = operands(spec)
+    loose = [name for name in names if "_length" in name or name in numbers(spec, "n")]
+    strides = [name for name in names if "_stride" in name]
+    text = text.replace("operands, ", "".join(f"{name}, " for name in names))
+    text = text.replace("    env = operands", _fill(f"    env = ({', '.join(names) or '0'},)", 11))
+    text = text.replace(_JIT_END, "".join(f', "{name}"' for name in loose)
+                        + (f"],\n            do_not_specialize_on_alignment={json.dumps(strides)})" if strides else _JIT_END), 1)
+    head, body = text.split("):\n", 1)
+    jit, signature = head.split("\ndef ")
+    return "\n".join([_fill(jit, 12), _fill(f"def {signature}):", signature.index("(") + 5), body])
+
+
+def _fill(text: str, indent: int) -> str:
+    """Broken into lines of 118 characters, an annotation kept with its name."""
+    joined = re.sub(r"(?<=\S)\s+", " ", text).replace(": ", ":\0").replace("= ", "=\0")
+    return textwrap.fill(joined, 118, subsequent_indent=" " * indent, break_long_words=False).replace("\0", " ")
+
+
+def _flags(spec: AttentionSpec) -> str:
+    flags = {
+        "HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_RESIDUE": spec.residue != sympy.true,
+        "HAS_TILE": spec.tile is not None, "HAS_SINK": spec.sink is not None,
+    }
+    constants = [text for name, text in _assignments(_HERE / "scan.py").items() if name not in flags]
+    return "\n".join(["import triton", "import triton.language as tl", ""]
+                     + [f"{name} = tl.constexpr({value})" for name, value in flags.items()] + constants)
+
+
+def _header(spec: AttentionSpec, docstring: str) -> str:
+    lines = [
+        "", f"visible  {E.to_text(spec.predicate)}", f"score    {E.to_text(spec.score)}",
+        f"sink     {'none' if spec.sink is None else E.to_text(spec.sink)}",
+    ]
+    tables = [f"{name}: {_kind(name)}" for name in spec.tables]
+    lines += [f"tables   {', '.join(tables)}"] if tables else []
+    return f'"""{docstring.rstrip()}\n' + "\n".join(lines) + '\n"""\n\n'
+
+
+def _kind(name: str) -> str:
+    return {"M": "bool", "T": "integer", "F": "float"}[name[0]]
+
+
+# ------------------------------------------------------------------------------------------------------------ templates
+
+
+@lru_cache(maxsize=16)
+def _parsed(path: Path) -> tuple[str, ast.Module]:
+    text = path.read_text()
+    return text, ast.parse(text)
+
+
+def _docstring(path: Path) -> str:
+    return ast.get_docstring(_parsed(path)[1]) or ""
+
+
+def _functions(path: Path) -> dict[str, str]:
+    """The text of each function of a template, decorator included."""
+    text, module = _parsed(path)
+    lines = text.splitlines()
+    return {
+        node.name: "\n".join(lines[node.decorator_list[0].lineno - 1 : node.end_lineno])
+        for node in module.body if isinstance(node, ast.FunctionDef)
+    }
+
+
+def _assignments(path: Path) -> dict[str, str]:
+    text, module = _parsed(path)
+    return {
+        ast.unparse(node.targets[0]): ast.get_source_segment(text, node) or ""
+        for node in module.body if isinstance(node, ast.Assign)
+    }

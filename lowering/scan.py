@@ -1,0 +1,171 @@
+"""o = sum_j 2^(a_j - m) v_j / l,   l = sum_j 2^(a_j - m),   m = max_j a_j        one row tile against a range of keys
+
+The online softmax that prefill and decode share. A row tile is M = BLOCK_M (h, i) pairs of one KV head; tiles of
+N = BLOCK_N keys stream past it. Keys outside the hull are never read; inside [full_begin, full_end) no row needs the
+hull as a mask. Where the spec has a residue it is evaluated first and an empty tile costs neither K nor V.
+Accumulation is float32; logits are in units of log2. NaN and +inf logits make their row NaN, as in SDPA.
+"""
+
+import triton
+import triton.language as tl
+
+from .hooks import HAS_HI, HAS_LO, HAS_RESIDUE, HAS_TILE, hull_hi, hull_lo, residue, score, tile_class
+
+SUMMARY_TILE = tl.constexpr(64)
+
+
+@triton.jit
+def hull(b, h, i, S, env, BLOCK_M: tl.constexpr):
+    """Visible keys of each row, lo and hi [M, 1] int32, within [0, S]."""
+    lo = tl.zeros([BLOCK_M, 1], tl.int32)
+    hi = tl.zeros([BLOCK_M, 1], tl.int32) + S
+    if HAS_LO:
+        lo = tl.minimum(tl.maximum(lo + hull_lo(b, h, i, env), 0), S).to(tl.int32)
+    if HAS_HI:
+        hi = tl.minimum(tl.maximum(hi * 0 + hull_hi(b, h, i, env), 0), S).to(tl.int32)
+    return lo, hi
+
+
+@triton.jit
+def tile_range(lo, hi, S):
+    """Over the rows that see anything: the first and one past the last visible key."""
+    seen = lo < hi
+    return tl.min(tl.where(seen, lo, S)), tl.max(tl.where(seen, hi, 0))
+
+
+@triton.jit
+def tile_summary(b, h, i, j0, S, env, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Least and greatest class of the summary tiles that BLOCK_M rows from i[0] and BLOCK_N keys from j0 touch.
+
+    One sample each SUMMARY_TILE positions and one at the end touches them all, wherever the tile boundaries fall.
+    """
+    SAMPLES: tl.constexpr = triton.next_power_of_2(triton.cdiv(BLOCK_N, SUMMARY_TILE) + 1)
+    last = tl.minimum(j0 + BLOCK_N, S) - 1
+    j = tl.minimum(j0 + tl.arange(0, SAMPLES) * SUMMARY_TILE, last)[None, :]
+    classes = tl.broadcast_to(tile_class(b, h, i, j, env).to(tl.int32), [BLOCK_M, SAMPLES])
+    return tl.min(classes), tl.max(classes)
+
+
+@triton.jit
+def load_rows(p_x, s_n, s_d, n, begin, end, N_D: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr):
+    """x[n, :] [N, BLOCK_D]: rows outside [begin, end) if MASKED, and columns from N_D on, are 0 and not read."""
+    o_d = tl.arange(0, BLOCK_D)
+    p = p_x + n.to(tl.int64)[:, None] * s_n + o_d.to(tl.int64)[None, :] * s_d
+    if MASKED:
+        m_n = (n >= begin) & (n < end)
+        return tl.load(p, mask=m_n[:, None] & (o_d < N_D)[None, :], other=0.0)
+    elif N_D < BLOCK_D:
+        return tl.load(p, mask=(o_d < N_D)[None, :], other=0.0)
+    else:
+        return tl.load(p)
+
+
+@triton.jit
+def dot(x, y, acc, UPCAST: tl.constexpr):
+    """x @ y + acc in float32. UPCAST: the interpreter has no bfloat16 product."""
+    if UPCAST:
+        x = x.to(tl.float32)
+        y = y.to(tl.float32)
+    return tl.dot(x, y, acc, input_precision="ieee")
+
+
+@triton.jit
+def nothing(M: tl.constexpr, BLOCK_DV: tl.constexpr):
+    """acc, m, l before any key."""
+    return (tl.zeros([M, BLOCK_DV], tl.float32), tl.full([M], float("-inf"), tl.float32), tl.zeros([M], tl.float32))
+
+
+@triton.jit
+def visit(acc, m, l, b_q, visible, j0, span, at, keys, env, D: tl.constexpr, DV: tl.constexpr, BLOCK_N: tl.constexpr,
+          MASKED: tl.constexpr, UPCAST: tl.constexpr):
+    """acc [M, DV], m [M], l [M] after the tile of keys j0 .. j0 + N, of which `visible` [M, N] count if MASKED."""
+    b, h, i = at
+    begin, end = span
+    k, k_strides, v, v_strides = keys
+    j = j0 + tl.arange(0, BLOCK_N)                                                             # [N]
+    b_k = load_rows(k, k_strides[0], k_strides[1], j, begin, end, D, b_q.shape[1], MASKED)     # [N, D]
+    s = dot(b_q, tl.trans(b_k), tl.zeros([b_q.shape[0], BLOCK_N], tl.float32), UPCAST)         # [M, N]
+    a = score(s, b, h, i, j[None, :], env)                                                     # [M, N]
+    if MASKED:
+        a = tl.where(visible, a, float("-inf"))
+    m_new = tl.maximum(m, tl.max(a, 1))                                                        # [M]
+    shift = tl.where(m_new == float("-inf"), 0.0, m_new)
+    p = tl.exp2(a - shift[:, None])                                                            # [M, N]
+    shrink = tl.exp2(m - shift)                                                                # [M]
+    b_v = load_rows(v, v_strides[0], v_strides[1], j, begin, end, DV, acc.shape[1], MASKED)    # [N, DV]
+    acc = dot(p.to(b_v.dtype), b_v, acc * shrink[:, None], UPCAST)                             # [M, DV]
+    return acc, m_new, l * shrink + tl.sum(p, 1)
+
+
+@triton.jit
+def scan_hull(b_q, first, last, span, lo, hi, at, keys, env, D: tl.constexpr, DV: tl.constexpr, BLOCK_N: tl.constexpr,
+              BLOCK_DV: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr):
+    """Keys [first, last) under the hull alone: a masked tile or two at each edge, none within."""
+    acc, m, l = nothing(b_q.shape[0], BLOCK_DV)
+    inner = first + tl.cdiv(tl.maximum(tl.max(lo) - first, 0), BLOCK_N) * BLOCK_N
+    inner = tl.minimum(inner, tl.maximum(last, first))
+    outer = tl.maximum(first + tl.maximum(tl.minimum(tl.min(hi), last) - first, 0) // BLOCK_N * BLOCK_N, inner)
+    if HAS_LO:
+        for j0 in tl.range(first, inner, BLOCK_N, num_stages=1):
+            j = (j0 + tl.arange(0, BLOCK_N))[None, :]
+            acc, m, l = visit(acc, m, l, b_q, (j >= lo) & (j < hi), j0, span, at, keys, env, D, DV, BLOCK_N, True, UPCAST)
+    for j0 in tl.range(inner, outer, BLOCK_N, num_stages=STAGES):
+        acc, m, l = visit(acc, m, l, b_q, True, j0, span, at, keys, env, D, DV, BLOCK_N, False, UPCAST)
+    for j0 in tl.range(outer, last, BLOCK_N, num_stages=1):
+        j = (j0 + tl.arange(0, BLOCK_N))[None, :]
+        acc, m, l = visit(acc, m, l, b_q, (j >= lo) & (j < hi), j0, span, at, keys, env, D, DV, BLOCK_N, True, UPCAST)
+    return acc, m, l
+
+
+@triton.jit
+def scan_residue(b_q, first, last, span, lo, hi, S, at, keys, env, D: tl.constexpr, DV: tl.constexpr,
+                 BLOCK_N: tl.constexpr, BLOCK_DV: tl.constexpr, UPCAST: tl.constexpr):
+    """Keys [first, last) under hull and residue: a tile is skipped, taken whole, or taken under its mask."""
+    b, h, i = at
+    acc, m, l = nothing(b_q.shape[0], BLOCK_DV)
+    full_begin = tl.max(lo)
+    full_end = tl.min(hi)
+    for j0 in tl.range(first, last, BLOCK_N):
+        j = (j0 + tl.arange(0, BLOCK_N))[None, :]
+        least = 1
+        most = 1
+        if HAS_TILE:
+            least, most = tile_summary(b, h, i, j0, S, env, b_q.shape[0], BLOCK_N)
+        if most > 0:
+            if (least == 2) & (j0 >= full_begin) & (j0 + BLOCK_N <= full_end):
+                acc, m, l = visit(acc, m, l, b_q, True, j0, span, at, keys, env, D, DV, BLOCK_N, False, UPCAST)
+            else:
+                visible = (j >= lo) & (j < hi) & residue(b, h, i, j, env)
+                if tl.max(visible.to(tl.int32)) > 0:
+                    acc, m, l = visit(acc, m, l, b_q, visible, j0, span, at, keys, env, D, DV, BLOCK_N, True, UPCAST)
+    return acc, m, l
+
+
+@triton.jit
+def scan(b_q, first, last, span, lo, hi, S, at, keys, env, D: tl.constexpr, DV: tl.constexpr, BLOCK_N: tl.constexpr,
+         BLOCK_DV: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr):
+    """acc [M, DV] float32, m [M], l [M] of keys [first, last).
+
+    b_q [M, D]; span = (begin, end), the keys that may be read; lo, hi [M, 1]; at = (b, h, i);
+    keys = (k, strides, v, strides), pointers to one KV head with their (key, dim) strides; env the operands of the spec.
+    """
+    if HAS_RESIDUE:
+        return scan_residue(b_q, first, last, span, lo, hi, S, at, keys, env, D, DV, BLOCK_N, BLOCK_DV, UPCAST)
+    else:
+        return scan_hull(b_q, first, last, span, lo, hi, at, keys, env, D, DV, BLOCK_N, BLOCK_DV, STAGES, UPCAST)
+
+
+@triton.jit
+def join_sink(acc, m, l, a):
+    """acc, m, l with one more key of logit a [M, 1] and value 0."""
+    a = tl.reshape(a, m.shape)
+    m_new = tl.maximum(m, a)
+    shift = tl.where(m_new == float("-inf"), 0.0, m_new)
+    shrink = tl.exp2(m - shift)
+    return acc * shrink[:, None], m_new, l * shrink + tl.exp2(a - shift)
+
+
+@triton.jit
+def normalise(acc, l):  # noqa: E741
+    """acc / l [M, DV]; 0 in the rows that saw no key."""
+    return acc / tl.where(l == 0.0, 1.0, l)[:, None]

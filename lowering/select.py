@@ -1,0 +1,56 @@
+"""(spec, shapes, dtype, machine)  =>  the kernel family and its launch configuration. Imports no Triton."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import lru_cache
+
+import torch
+
+from ..ir import AttentionSpec, Reason
+from . import codegen
+from .choice import Choice
+from .decode import config as decode
+from .errors import LoweringError
+from .machine import Machine
+from .prefill import config as prefill
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+LARGEST_HEAD_DIM = 256
+DECODE_ROWS = 64
+"""Rows of a KV head (query heads x positions) up to which the packed, split kernel is taken."""
+DECODE_QUERIES = 16
+"""Query positions up to which it is taken for any number of heads."""
+
+
+def supports(spec: AttentionSpec, head_dim: int, value_dim: int, dtype: torch.dtype, device_type: str) -> tuple[Reason, str] | None:
+    """None if a kernel can be written, else the reason and what was found."""
+    if dtype not in DTYPES:
+        return Reason.DTYPE, str(dtype).removeprefix("torch.")
+    if device_type == "cpu":
+        return None
+    if device_type != "cuda":
+        return Reason.DEVICE, device_type
+    if importlib.util.find_spec("triton") is None:
+        return Reason.DEVICE, "cuda without triton"
+    for dim in (head_dim, value_dim):
+        if not 1 <= dim <= LARGEST_HEAD_DIM:
+            return Reason.HEAD_DIM, f"{dim}, the largest is {LARGEST_HEAD_DIM}"
+    try:
+        codegen.hooks(spec)
+    except LoweringError as error:
+        return Reason.SCORE if error.part in ("score", "sink") else Reason.MASK, str(error)
+    return None
+
+
+@lru_cache(maxsize=4096)
+def choose(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: int, head_dim: int, value_dim: int,
+           dtype: torch.dtype, machine: Machine) -> Choice:
+    """The configuration for q [batch, heads, queries, head_dim], k [batch, heads / group, keys, head_dim]."""
+    rows = spec.group * queries
+    if rows > DECODE_ROWS and queries > DECODE_QUERIES and spec.kv_splits < 2:
+        return prefill.configure(head_dim, value_dim, dtype.itemsize, queries, machine)
+    choice = decode.configure(rows, head_dim, value_dim, dtype.itemsize, machine)
+    tiles = batch * (heads // spec.group) * -(-rows // choice.block_m)
+    splits = spec.kv_splits or decode.parts(tiles, keys, choice.block_n, machine.processors)
+    return Choice(choice.family, choice.block_m, choice.block_n, choice.warps, choice.stages, splits)
