@@ -45,7 +45,7 @@ def choose(
 ) -> tuple[str, str]:
     """Kernel family and configuration for q [B, H, T, D], k [B, H/group, S, D], v [B, H/group, S, Dv], in words."""
     if device.type != "cuda":
-        return "aten", "over the hull"
+        return "cpu", "hull"
     from .machine import machine_of
     from .select import choose as ask
 

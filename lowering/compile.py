@@ -1,0 +1,173 @@
+"""A spec  =>  its kernels compiled for a named architecture, on a machine with or without a GPU.
+
+`kernels_of_sites` is what `Report.kernels` calls, `compile_spec` what `flashmla kernels` does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import OptionError
+from ..ir import AttentionSpec, Site
+from . import codegen, disassembly
+from .choice import Choice, padded
+from .machine import MACHINES, Machine, machine_of
+from .select import choose
+
+if TYPE_CHECKING:
+    from triton.backends.compiler import GPUTarget
+
+DEFAULT_ARCH = "sm_90"
+_DTYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
+_ALIGNED = [["tt.divisibility", 16]]
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """One kernel, compiled. `registers` are per thread, `shared` bytes per block, `spills` bytes per thread; -1: unknown.
+
+    ptx, cubin and sass are empty for AMD, amdgcn is for NVIDIA; sass is empty where there is no disassembler.
+    """
+
+    name: str
+    arch: str
+    spec: str
+    config: str
+    source: str = field(repr=False)
+    ttir: str = field(repr=False)
+    ttgir: str = field(repr=False)
+    llir: str = field(repr=False)
+    ptx: str = field(repr=False)
+    amdgcn: str = field(repr=False)
+    sass: str = field(repr=False)
+    cubin: bytes = field(repr=False)
+    registers: int = -1
+    shared: int = -1
+    spills: int = -1
+
+
+def kernels_of_sites(sites: Iterable[Site], arch: str | None = None) -> list[CompiledKernel]:
+    """The kernels of fused sites, each once. OptionError for an unknown `arch`; default: this GPU's, else sm_90."""
+    wanted = {}
+    for site in sites:
+        q, k, v = shapes_of(site.shape)
+        wanted[site.spec, q[3], v[3], site.dtype, q[1:3] == (q[1], 1)] = (q, k[2])
+    found = {}
+    for (text, head_dim, value_dim, dtype, _), (q, keys) in wanted.items():
+        for kernel in compile_spec(AttentionSpec.parse(text), head_dim, value_dim, getattr(torch, dtype), arch, q, keys):
+            found[kernel.name, kernel.spec, kernel.config, kernel.source] = kernel
+    return list(found.values())
+
+
+def shapes_of(text: str) -> tuple[tuple[int, ...], ...]:
+    """`q [1, 9, 64, 64], k [...], v [...]` as numbers; a symbolic size counts as 4096."""
+    groups = re.findall(r"\[([^\]]*)\]", text)
+    return tuple(tuple(int(size) if size.strip().isdigit() else 4096 for size in group.split(",")) for group in groups)
+
+
+def compile_spec(
+    spec: AttentionSpec, head_dim: int, value_dim: int, dtype: torch.dtype, arch: str | None = None,
+    q: tuple[int, ...] | None = None, keys: int = 4096,
+) -> list[CompiledKernel]:
+    """The kernel that serves q [B, H, T, D]; without q those of a long prefill and of a decode step."""
+    arch = arch or this_arch()
+    machine = machine_named(arch)
+    heads = spec.group * 8
+    wanted = [q] if q else [(1, heads, keys, head_dim), (1, heads, 1, head_dim)]
+    choices = [choose(spec, *shape[:3], keys, head_dim, value_dim, dtype, machine) for shape in wanted]
+    return [compile_kernel(spec, choice, head_dim, value_dim, dtype, arch) for choice in dict.fromkeys(choices)]
+
+
+def compile_kernel(
+    spec: AttentionSpec, choice: Choice, head_dim: int, value_dim: int, dtype: torch.dtype, arch: str = DEFAULT_ARCH
+) -> CompiledKernel:
+    """One kernel for one architecture. Integer tables are taken as int64, float tables as float32, strides as int32."""
+    from . import modules
+
+    machine_named(arch)
+    source = codegen.source(spec, choice.family)
+    function = getattr(modules.load(source, choice.family), choice.family)
+    constants = {
+        "D": head_dim, "DV": value_dim, "GROUP": spec.group, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n,
+        "BLOCK_D": padded(head_dim), "BLOCK_DV": padded(value_dim), "STAGES": choice.stages, "UPCAST": False,
+        "IN_PARTS": choice.kv_splits > 1,
+    }
+    types = {name: _DTYPES[dtype] for name in ("q", "k", "v", "out")}
+    types |= {"lse": "*fp32"} | ({"out": "*fp32"} if choice.family == "decode" and choice.kv_splits > 1 else {})
+    built = build(function, types, constants, arch, choice.warps, choice.stages)
+    return record(built, choice.family, arch, str(spec), str(choice), source)
+
+
+def build(function: Any, types: dict[str, str], constants: dict[str, Any], arch: str, warps: int, stages: int) -> Any:
+    """triton.compile of a @triton.jit function whose tensors are aligned and have a unit last stride."""
+    import triton
+    from triton.compiler import ASTSource
+
+    if not hasattr(function, "arg_names") or not hasattr(function, "cache_key"):
+        raise OptionError("kernels cannot be compiled under TRITON_INTERPRET=1", "unset it")
+    signature: dict[str, Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+    values: dict[Any, Any] = {}
+    for at, name in enumerate(function.arg_names):
+        signature[name] = _type(name, types, constants)
+        if name in constants:
+            values[at,] = constants[name]
+        elif name.endswith("strides"):
+            values[at, 3] = 1
+            attributes.update({(at, dim): _ALIGNED for dim in range(3)})
+        elif signature[name].startswith("*"):
+            attributes[at,] = _ALIGNED
+    source = ASTSource(function, signature, values, attributes)
+    return triton.compile(source, target=target(arch), options={"num_warps": warps, "num_stages": stages})
+
+
+def _type(name: str, types: dict[str, str], constants: dict[str, Any]) -> Any:
+    if name in constants:
+        return "constexpr"
+    if name in types:
+        return types[name]
+    if name.endswith("strides"):
+        return ("i32", "i32", "i32", "constexpr")
+    if re.fullmatch(r"[MTF]\d+", name):
+        return {"M": "*u1", "T": "*i64", "F": "*fp32"}[name[0]]
+    return "fp32" if re.fullmatch(r"x\d+", name) else "i32"
+
+
+def record(built: Any, name: str, arch: str, spec: str, config: str, source: str) -> CompiledKernel:
+    """What triton.compile made, with what the disassembler says of it."""
+    text = {stage: built.asm.get(stage, "") for stage in ("ttir", "ttgir", "llir", "ptx", "amdgcn")}
+    cubin = built.asm.get("cubin") or b""
+    usage = disassembly.usage_of_amdgcn(text["amdgcn"]) if text["amdgcn"] else disassembly.usage_of_cubin(cubin)
+    return CompiledKernel(
+        name, arch, spec, config, source, **text, sass=disassembly.sass(cubin), cubin=cubin,
+        registers=usage.registers, shared=int(built.metadata.shared), spills=usage.spills,
+    )
+
+
+def target(arch: str) -> GPUTarget:
+    from triton.backends.compiler import GPUTarget
+
+    if arch.startswith("gfx"):
+        return GPUTarget("hip", arch, 64)
+    return GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
+
+
+def machine_named(arch: str) -> Machine:
+    """OptionError if the architecture is not one of MACHINES."""
+    if arch not in MACHINES:
+        raise OptionError(f"unknown architecture {arch!r}", f"known: {', '.join(MACHINES)}")
+    return MACHINES[arch]
+
+
+def this_arch() -> str:
+    """The architecture of this machine's GPU, if it is one of MACHINES; else sm_90."""
+    if not torch.cuda.is_available():
+        return DEFAULT_ARCH
+    machine = machine_of(torch.device("cuda", torch.cuda.current_device()))
+    same = [name for name, known in MACHINES.items() if (known.backend, known.capability) == (machine.backend, machine.capability)]
+    return same[0] if same else DEFAULT_ARCH
