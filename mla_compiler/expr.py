@@ -110,7 +110,7 @@ _INFIX = {sympy.Eq: "==", sympy.Ne: "!=", sympy.Lt: "<", sympy.Le: "<=", sympy.G
 
 
 class _Printer(StrPrinter):
-    """Python syntax, total: whatever it prints `from_text` reads back."""
+    """Python syntax, total: whatever of the language it prints, `from_text` reads back."""
 
     def _print_Load(self, e: Load) -> str:
         return f"{e.name}[{', '.join(map(self._print, e.index)) or '()'}]"
@@ -154,6 +154,9 @@ class _Printer(StrPrinter):
     def _print_Float(self, e: sympy.Float) -> str:
         return repr(float(e))
 
+    def _print_Exp1(self, e: Expr) -> str:
+        return "exp(1)"
+
     def _print_Infinity(self, e: Expr) -> str:
         return "inf"
 
@@ -189,17 +192,16 @@ def _closes_at(text: str) -> int:
 
 _CALLS: dict[str, Callable[..., Expr]] = {
     "where": Where, "min": sympy.Min, "max": sympy.Max, "abs": sympy.Abs, "tanh": sympy.tanh, "exp": sympy.exp,
-    "log": sympy.log, "sqrt": sympy.sqrt,
+    "log": sympy.log, "floor": sympy.floor, "ceiling": sympy.ceiling, "sqrt": sympy.sqrt,
 }
 _BINARY: dict[type, Callable[[Any, Any], Expr]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: FloorDiv, ast.Mod: PythonMod, ast.Pow: operator.pow,
     ast.BitAnd: sympy.And, ast.BitOr: sympy.Or, ast.BitXor: sympy.Xor,
 }
 _COMPARE: dict[type, Callable[[Any, Any], Expr]] = {
     ast.Eq: sympy.Eq, ast.NotEq: sympy.Ne, ast.Lt: sympy.Lt, ast.LtE: sympy.Le, ast.Gt: sympy.Gt, ast.GtE: sympy.Ge,
 }
-_NAMES: dict[str, Expr] = {"b": b, "h": h, "i": i, "j": j, "s": s, "inf": sympy.oo}
+_NAMES: dict[str, Expr] = {"b": b, "h": h, "i": i, "j": j, "s": s, "inf": sympy.oo, "nan": sympy.nan}
 
 
 def from_text(text: str, condition: bool = False) -> Expr:
@@ -207,7 +209,10 @@ def from_text(text: str, condition: bool = False) -> Expr:
 
     Raises ValueError with the part it cannot read.
     """
-    body = ast.parse(text, mode="eval").body
+    try:
+        body = ast.parse(text, mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(f"cannot read {text!r} as an expression: {error.msg}") from error
     return _condition(body) if condition else _build(body)
 
 
@@ -215,19 +220,23 @@ def _build(node: ast.expr) -> Expr:
     match node:
         case ast.Constant(value=bool() as value):
             return sympy.true if value else sympy.false
-        case ast.Constant(value=value):
-            return sympy.Integer(value) if isinstance(value, int) else sympy.Float(value)
+        case ast.Constant(value=int() as value):
+            return sympy.Integer(value)
+        case ast.Constant(value=float() as value):
+            return sympy.Float(value)
         case ast.Name(id=name):
             return _name(name)
         case ast.Subscript(value=ast.Name(id=name), slice=index):
             return Load(table(name), *map(_build, index.elts if isinstance(index, ast.Tuple) else [index]))
         case ast.UnaryOp(op=ast.Invert(), operand=operand):
             return sympy.Not(_condition(operand))
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_build(operand)
+        case ast.UnaryOp(op=ast.USub()) | ast.BinOp(op=ast.Mult() | ast.Div()):
+            return sympy.Mul(*_factors(node))
+        case ast.BinOp(op=ast.Add() | ast.Sub()):
+            return sympy.Add(*_terms(node))
         case ast.BinOp(left=left, op=ast.BitAnd() | ast.BitOr() | ast.BitXor() as op, right=right):
             return _BINARY[type(op)](_condition(left), _condition(right))
-        case ast.BinOp(left=left, op=op, right=right):
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
             return _BINARY[type(op)](_build(left), _build(right))
         case ast.Compare(left=left, ops=[op], comparators=[right]):
             return _COMPARE[type(op)](_build(left), _build(right))
@@ -236,6 +245,27 @@ def _build(node: ast.expr) -> Expr:
         case ast.Call(func=ast.Name(id=name), args=args) if name in _CALLS:
             return _CALLS[name](*map(_build, args))
     raise ValueError(f"cannot read {ast.unparse(node)!r} as an expression over b, h, i, j, s and tables")
+
+
+def _factors(node: ast.expr) -> list[Expr]:
+    """All factors at once: in two steps sympy would distribute a number over a sum that was printed as a product."""
+    match node:
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return [sympy.S.NegativeOne, *_factors(operand)]
+        case ast.BinOp(left=left, op=ast.Mult(), right=right):
+            return [*_factors(left), *_factors(right)]
+        case ast.BinOp(left=left, op=ast.Div(), right=right):
+            return [*_factors(left), *(1 / factor for factor in _factors(right))]
+    return [_build(node)]
+
+
+def _terms(node: ast.expr) -> list[Expr]:
+    match node:
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return [*_terms(left), *_terms(right)]
+        case ast.BinOp(left=left, op=ast.Sub(), right=right):
+            return [*_terms(left), sympy.Mul(-1, *_factors(right))]
+    return [_build(node)]
 
 
 def _condition(node: ast.expr) -> Expr:

@@ -99,6 +99,8 @@ class AttentionSpec:
                 raise ValueError(f"AttentionSpec has no field {name!r}; it has {', '.join(kinds)}")
             default = kinds[name].default
             values[name] = type(default)(int(body)) if isinstance(default, int) else E.from_text(body, name == "residue")
+        if "score" not in values:
+            raise ValueError(f"AttentionSpec needs a score; found {text!r}")
         return AttentionSpec(**values)  # type: ignore[arg-type]
 
     def expressions(self) -> tuple[sympy.Basic, ...]:
@@ -110,7 +112,7 @@ class AttentionSpec:
     def tables(self) -> tuple[str, ...]:
         """Names of the tables it loads, in the order of the op's `tables` argument (M*, T*, F* by one running number)."""
         names = {load.name for e in self.expressions() for load in E.loads(e)}
-        return tuple(sorted(names, key=lambda name: int(name[1:])))
+        return tuple(sorted(names, key=lambda name: (int(name[1:]), name)))
 
     @property
     def predicate(self) -> sympy.Basic:
