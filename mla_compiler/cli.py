@@ -6,9 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import __version__
-from .errors import FlashMLAError
+from .errors import FlashMLAError, OptionError
+
+if TYPE_CHECKING:
+    from .ir import AttentionSpec
 
 STAGES = ("source", "ttir", "ttgir", "ptx", "amdgcn", "sass")
 SPECS = {
@@ -29,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
-    except FlashMLAError as error:
+    except (FlashMLAError, OSError) as error:
         print(f"flashmla: {error}", file=sys.stderr)
         return 2
 
@@ -78,14 +82,39 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from .report import Report
 
-    try:
-        text = arguments.file.read_text(encoding="utf-8")
-    except OSError as error:
-        print(f"flashmla: {error}", file=sys.stderr)
-        return 2
-    report = Report.from_json(text)
+    report = Report.from_json(arguments.file.read_text(encoding="utf-8"))
     if arguments.html:
         arguments.html.write_text(report.html(), encoding="utf-8")
     else:
         print(report.text(every=arguments.every))
     return 0
+
+
+def _kernels(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from .lowering.compile import compile_spec
+
+    spec = named_spec(arguments.spec, arguments.head_dim)
+    found = compile_spec(spec, arguments.head_dim, arguments.head_dim, getattr(torch, arguments.dtype), arguments.arch)
+    if arguments.show:
+        for kernel in found:
+            text = getattr(kernel, arguments.show)
+            print(f"# {kernel.name}, {kernel.config}, {kernel.arch}", text or f"# no {arguments.show} here", sep="\n")
+        return 0
+    print(f"{spec}\n{arguments.arch}, head dim {arguments.head_dim}, {arguments.dtype}")
+    for kernel in found:
+        registers, shared, spills = ("?" if n < 0 else n for n in (kernel.registers, kernel.shared, kernel.spills))
+        print(f"  {kernel.config}: {registers} registers and {spills} bytes spilled a thread, {shared} bytes of shared memory")
+    return 0
+
+
+def named_spec(text: str, head_dim: int) -> AttentionSpec:
+    """The spec of that name, or that the text spells. Raises OptionError if it is neither."""
+    from .ir import AttentionSpec
+
+    try:
+        return AttentionSpec.parse(SPECS.get(text, text).format(scale=f"{head_dim**-0.5!r}"))
+    except (ValueError, SyntaxError, KeyError, TypeError) as error:
+        mend = f"give one of {', '.join(SPECS)}, or a text like {SPECS['window']!r}"
+        raise OptionError(f"--spec {text!r} cannot be read: {error}", mend) from error

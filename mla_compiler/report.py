@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,9 @@ FORMAT = 1
 class Report:
     """The attentions of one compiled graph, or of several, in the order of the graph.
 
-    meta holds facts about the compilation, each shown if it is there: `device`, `passes_s` and `compile_s` (seconds in our
-    passes, and in the whole compilation), `graphs`, `graph_breaks`, `cached` (read back beside a cached compilation).
+    meta holds facts about the compilation, each shown if it is there: `passes_s` and `compile_s` (seconds in our passes, and
+    in the whole compilation), `passes` (seconds of each), `graphs`, `graph_breaks`, `device`, `cached` (read back beside a
+    cached compilation).
     """
 
     sites: tuple[Site, ...] = ()
@@ -96,6 +98,8 @@ class Report:
         for key in ("passes_s", "compile_s"):
             if key in together:
                 together[key] = sum(part.meta.get(key, 0) for part in parts)
+        if "passes" in together:
+            together["passes"] = dict(sum((Counter(part.meta.get("passes", {})) for part in parts), Counter()))
         numbered = tuple(dataclasses.replace(site, index=index) for index, site in enumerate(sites))
         return Report(numbered, {**together, "graphs": len(parts), **meta})
 

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.fx import GraphModule, Node
 
-from .. import ops as _ops  # noqa: F401  (declares flashmla::sdpa)
 from ..ir import Reason, Rejected
 
 SDPA = (torch.nn.functional.scaled_dot_product_attention, torch.ops.aten.scaled_dot_product_attention.default)

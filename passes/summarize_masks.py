@@ -18,7 +18,6 @@ from torch.fx import Node
 
 from .. import expr as E
 from ..ir import TILE, AttentionSpec
-from .attention import Attention
 from .build import Builder
 
 aten = torch.ops.aten
@@ -33,7 +32,7 @@ class Summary:
 
 
 def match(spec: AttentionSpec) -> list[E.Load]:
-    """The mask loads whose last index is j itself and that must hold: conjuncts of the residue."""
+    """The loads whose last index is j itself and that must not be 0: conjuncts of the residue."""
     conjuncts = spec.residue.args if isinstance(spec.residue, sympy.And) else (spec.residue,)
     return [load for term in conjuncts if (load := _mask_load(term)) is not None]
 
@@ -45,13 +44,13 @@ def _mask_load(term: sympy.Basic) -> E.Load | None:
     *lead, last = load.index
     symbols = [at for at in lead if not at.is_Integer]
     plain = last == E.j and len(lead) <= 3 and set(symbols) <= {E.b, E.h, E.i} and len(symbols) == len(set(symbols))
-    return load if load.kind_letter == "M" and plain else None
+    return load if load.kind_letter in "MT" and plain else None
 
 
-def rewrite(site: Attention, known: dict[str, Summary], builder: Builder, leaves: dict[str, Node]) -> AttentionSpec:
+def rewrite(
+    spec: AttentionSpec, known: dict[str, Summary], builder: Builder, leaves: dict[str, Node]
+) -> AttentionSpec:
     """Tighten the hull by each summarised mask; take tile classes where the mask is the whole residue."""
-    spec = site.spec
-    assert spec is not None
     found = match(spec)
     for load in found:
         summary = known.get(str(load)) or _summary(load, builder, leaves)
@@ -62,7 +61,7 @@ def rewrite(site: Attention, known: dict[str, Summary], builder: Builder, leaves
         spec = dataclasses.replace(
             spec, lo=sympy.Max(spec.lo, E.Load(hull, *at, 0)), hi=sympy.Min(spec.hi, E.Load(hull, *at, 1))
         )
-        if spec.residue == E.truth(load):
+        if spec.residue == sympy.Ne(load, 0):
             tile = [*at[:2], at[2] if at[2] == 0 else E.FloorDiv(E.i, TILE), E.FloorDiv(E.j, TILE)]
             spec = dataclasses.replace(spec, tile=E.Load(E.table(f"T:{summary.classes.name}"), *tile))
     return spec
@@ -71,6 +70,8 @@ def rewrite(site: Attention, known: dict[str, Summary], builder: Builder, leaves
 def _summary(load: E.Load, builder: Builder, leaves: dict[str, Node]) -> Summary:
     """The mask seen as [B or 1, H or 1, T or 1, S], and its summary."""
     node, index = leaves[load.name], list(load.index)
+    if load.kind_letter == "T":
+        node = builder.call(aten.ne.Scalar, node, 0)
     for dim in reversed(range(len(index))):
         if index[dim].is_Integer:
             node = builder.call(aten.select.int, node, dim, int(index[dim]))
