@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import sympy
 import torch
 from torch.fx import Graph, Node
 
@@ -44,15 +45,16 @@ class Lowering(Protocol):
 
 @dataclass
 class Progress:
-    """One site on its way: what is known, or why it was left."""
+    """One site on its way: what is known, or why it was left. `raised` is the spec before masks are summarised."""
 
     name: str
     anchor: Node
     found: Attention | None = None
+    predicate: sympy.Basic = sympy.true
+    raised: AttentionSpec | None = None
     spec: AttentionSpec | None = None
     grids: tuple[Grid, Grid, Grid] | None = None
     attend: Node | None = None
-    tables: tuple[Node, ...] = ()
     rejected: Rejected | None = None
 
     def reject(self, reason: Reason, found: str = "") -> None:
@@ -103,9 +105,12 @@ def find(run: Run) -> None:
 
 def specify_all(run: Run) -> None:
     for site in run.advance():
-        found = run.under(site)
-        spec = specify.rewrite(found, heads_first=found.handwritten, kv_splits=run.options.kv_splits)
-        site.spec, site.rejected = (None, spec) if isinstance(spec, Rejected) else (spec, None)
+        meaning = specify.rewrite(run.under(site), run.options.kv_splits)
+        if isinstance(meaning, Rejected):
+            site.rejected = meaning
+        else:
+            site.predicate, site.spec = meaning
+            site.raised = site.spec
 
 
 def fold(run: Run) -> None:
@@ -154,7 +159,7 @@ def emit_all(run: Run) -> None:
             site.reject(Reason.MASK, str(error))
             continue
         site.attend = emit.rewrite(found, site.grids, given, builder)
-        site.spec, site.tables = given.spec, given.tables
+        site.spec = given.spec
     run.graph.eliminate_dead_code()
 
 

@@ -26,7 +26,7 @@ def describe(index: int, site: Progress, run: Run) -> Site:
         return Site(**place, reason=str(site.rejected), **_operand_facts(site))
     assert site.attend is not None and site.spec is not None and site.found is not None
     spec = site.spec
-    names = {name: _table_name(node, run) for name, node in zip(spec.tables, site.tables, strict=True)}
+    assert site.raised is not None
     q, k, v = (tuple(map(hint, node.meta["val"].shape)) for node in site.attend.args[:3])
     kernel, config = run.lowering.choose(spec, q, k, v, _value(site).dtype, _value(site).device)
     costs = estimate(
@@ -35,8 +35,8 @@ def describe(index: int, site: Progress, run: Run) -> Site:
         sizes={f"n{at}": hint(size) for at, size in enumerate(site.attend.args[4])},
     )
     return Site(
-        **place, status="fused", predicate=_named(spec.predicate, names), score=_named(spec.score, names),
-        hull=f"[{_named(spec.lo, names)}, {'S' if spec.hi == sympy.oo else _named(spec.hi, names)})",
+        **place, status="fused", predicate=_named(site.predicate, run), score=_named(site.raised.score, run),
+        hull=_hull(site, run),
         group=spec.group, kernel=kernel, config=config, spec=str(spec),
         flops_before=costs.flops_before, flops_after=costs.flops_after, bytes_before=costs.bytes_before,
         bytes_after=costs.bytes_after, **_operand_facts(site),
@@ -77,13 +77,23 @@ def _operand_facts(site: Progress) -> dict[str, str]:
     return {**facts, "shape": shape_text(*(tuple(arg.shape) for arg in args))} if len(args) == 3 else facts
 
 
-def _table_name(node: Node, run: Run) -> str:
-    return run.input_names.get(node.name, node.name)
+def _hull(site: Progress, run: Run) -> str:
+    """`[0, i + 1)`; where a mask was summarised, that bounds it too."""
+    assert site.raised is not None and site.spec is not None
+    lo, hi = site.raised.lo, site.raised.hi
+    text = f"[{_named(lo, run)}, {'S' if hi == sympy.oo else _named(hi, run)})"
+    return text if (site.spec.lo.count(E.Load), site.spec.hi.count(E.Load)) == (lo.count(E.Load), hi.count(E.Load)) \
+        else f"{text} and the rows of the mask"
 
 
-def _named(expression: sympy.Basic, names: dict[str, str]) -> str:
-    text = E.to_text(expression)
-    return re.sub(r"\b([MTF]\d+)\[", lambda m: names.get(m[1], m[1]) + "[", text)
+def _named(expression: sympy.Basic, run: Run) -> str:
+    """The expression with its tables and sizes as the graph, and where it can the user's source, calls them."""
+    renamed = {}
+    for load in E.loads(expression):
+        node = run.evaluator.leaves[load.name]
+        renamed[load.args[0]] = E.table(load.kind_letter + run.input_names.get(node.name, node.name))
+    text = E.to_text(expression.xreplace(renamed))
+    return re.sub(r"\b[MTF](\w+)\[", r"\1[", text)
 
 
 def _bytes(node: Node | None) -> int:

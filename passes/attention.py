@@ -28,12 +28,13 @@ class Operand:
 
 @dataclass(frozen=True)
 class Sizes:
-    """B, H, T queries, S keys; D, Dv head dims. Python ints, or sympy where a length is symbolic."""
+    """B, H, T queries, S keys, rows of v (S, but maybe by another symbol); D, Dv head dims. Symbolic where a length is."""
 
     batch: sympy.Basic
     heads: sympy.Basic
     queries: sympy.Basic
     keys: sympy.Basic
+    values: sympy.Basic
     head_dim: sympy.Basic
     value_dim: sympy.Basic
 

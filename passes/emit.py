@@ -69,7 +69,7 @@ def renamed_spec(spec: AttentionSpec, names: dict[sympy.Basic, sympy.Basic]) -> 
 def rewrite(site: Attention, grids: tuple[Grid, Grid, Grid], given: Arguments, builder: Builder) -> Node:
     """Insert the attend node, put it in the place of the anchor; the new node."""
     sizes = site.sizes
-    rows = (sizes.queries, sizes.keys, sizes.keys)
+    rows = (sizes.queries, sizes.keys, sizes.values)
     channels = (sizes.head_dim, sizes.head_dim, sizes.value_dim)
     q, k, v = (build(grid, builder, sizes.batch, r, c) for grid, r, c in zip(grids, rows, channels, strict=True))
     attend = builder.call(

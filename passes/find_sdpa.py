@@ -65,7 +65,7 @@ def _sizes(q: Node, k: Node, v: Node) -> Sizes:
     four = q.meta["val"].dim() == 4
     return Sizes(
         batch=size_of(q, 0), heads=size_of(q, 1) if four else sympy.Integer(1), queries=size_of(q, -2),
-        keys=size_of(k, -2), head_dim=size_of(q, -1), value_dim=size_of(v, -1),
+        keys=size_of(k, -2), values=size_of(v, -2), head_dim=size_of(q, -1), value_dim=size_of(v, -1),
     )
 
 

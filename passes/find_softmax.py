@@ -172,6 +172,7 @@ def _sizes(core: Core, contraction: Node, other: Node, weights_first: bool) -> S
         heads=sympy.Mul(*lead[1:]),
         queries=size_of(core.logits, -1 if core.dim == -2 else -2),
         keys=size_of(other, -2 if weights_first else -1),
+        values=size_of(other, -2 if weights_first else -1),
         head_dim=one,
         value_dim=size_of(other, -1 if weights_first else -2),
     )

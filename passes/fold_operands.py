@@ -35,7 +35,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Grid:
-    """An operand as a grid: `axes` by name (b, h, row, d; a missing one is broadcast), constant dimensions in `selects`.
+    """An operand as a grid: `axes` by name (b, h, row, d; a missing one has one element, or is broadcast), constant dimensions in `selects`.
 
     `merged`: batch and head lie in one dimension, the head fastest, `heads` of them.
     """
@@ -79,14 +79,16 @@ def _last(grids: list[Grid], group: int) -> Grid:
 
 def _grids(site: Attention, operand: Operand, row: sympy.Symbol, evaluator: Evaluator) -> Iterator[Grid]:
     """Every node up the chain that holds the operand as a grid, nearest first."""
-    heads = site.sizes.heads
+    heads, rows = site.sizes.heads, site.sizes.ranges[row]
     for node, index in peel(evaluator, operand.node, operand.index):
-        grid = _grid(node, index, row, heads)
+        grid = _grid(node, index, row, rows, heads)
         if grid is not None:
             yield grid
 
 
-def _grid(node: Node, index: tuple[sympy.Basic, ...], row: sympy.Symbol, heads: sympy.Basic) -> Grid | None:
+def _grid(
+    node: Node, index: tuple[sympy.Basic, ...], row: sympy.Symbol, rows: sympy.Basic, heads: sympy.Basic
+) -> Grid | None:
     axes: dict[str, Axis] = {}
     selects: dict[int, int] = {}
     group, kv_heads, merged = 1, 1, False
@@ -107,7 +109,7 @@ def _grid(node: Node, index: tuple[sympy.Basic, ...], row: sympy.Symbol, heads: 
         if name in axes or start < 0:
             return None
         axes[name] = Axis(dim, start)
-    if "row" not in axes or "d" not in axes or (merged and "b" in axes):
+    if "d" not in axes or ("row" not in axes and rows != 1) or (merged and "b" in axes):
         return None
     if "h" not in axes:
         if not heads.is_Integer:
@@ -165,7 +167,7 @@ def _arranged(node: Node, order: list[str | None], builder: Builder, batch: symp
     wanted = [name for name in ("b", "h", "row", "d") if name in order]
     if wanted != order:
         node = builder.call(aten.permute.default, node, [order.index(name) for name in wanted])
-    for at, name in enumerate(("b", "h")):
+    for at, name in enumerate(("b", "h", "row")):
         if name not in wanted:
             node = builder.call(aten.unsqueeze.default, node, at)
     if _shape(node)[0] != batch:

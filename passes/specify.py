@@ -13,15 +13,15 @@ from .attention import Attention
 from .raise_mask import raise_mask, split_mask
 
 
-def rewrite(site: Attention, heads_first: bool, kv_splits: int) -> AttentionSpec | Rejected:
-    """Split the mask from the score, raise it to a hull and a residue."""
+def rewrite(site: Attention, kv_splits: int) -> tuple[sympy.Basic, AttentionSpec] | Rejected:
+    """Split the mask from the score, raise it to a hull and a residue: the predicate as read, and the spec."""
     predicate, score = split_mask(site.value, site.mask_dtype)
     if not score.has(E.s):
         return Rejected(site.anchor.name, Reason.SCORE, E.to_text(score))
     if predicate.has(E.s):
         return Rejected(site.anchor.name, Reason.MASK, "a mask that depends on the scores")
     raised = raise_mask(predicate, site.sizes.ranges, site.sizes.keys)
-    return AttentionSpec(
+    return predicate, AttentionSpec(
         score=score, lo=raised.lo, hi=raised.hi, residue=raised.residue, sink=site.sink,
-        heads_first=heads_first, kv_splits=kv_splits,
+        heads_first=site.handwritten, kv_splits=kv_splits,
     )

@@ -58,9 +58,10 @@ def rewrite(
         at = [sympy.Integer(0) if symbol not in load.index else symbol for symbol in (E.b, E.h, E.i)]
         leaves[f"T:{summary.hull.name}"], leaves[f"T:{summary.classes.name}"] = summary.hull, summary.classes
         hull = E.table(f"T:{summary.hull.name}")
-        spec = dataclasses.replace(
-            spec, lo=sympy.Max(spec.lo, E.Load(hull, *at, 0)), hi=sympy.Min(spec.hi, E.Load(hull, *at, 1))
-        )
+        first, end = E.Load(hull, *at, 0), E.Load(hull, *at, 1)
+        lo = first if spec.lo == 0 else sympy.Max(spec.lo, first)
+        hi = end if spec.hi == sympy.oo else sympy.Min(spec.hi, end)
+        spec = dataclasses.replace(spec, lo=lo, hi=hi)
         if spec.residue == sympy.Ne(load, 0):
             tile = [*at[:2], at[2] if at[2] == 0 else E.FloorDiv(E.i, TILE), E.FloorDiv(E.j, TILE)]
             spec = dataclasses.replace(spec, tile=E.Load(E.table(f"T:{summary.classes.name}"), *tile))
