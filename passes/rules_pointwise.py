@@ -129,7 +129,9 @@ def _whole(at: At, apply: Callable[[Expr, Expr], Expr]) -> Expr | None:
 def _pow(at: At) -> Expr | None:
     def apply(a: Expr, c: Expr) -> Expr | None:
         if at.dtype.is_floating_point:
-            return constant(float(a) ** float(c)) if a.is_number and c.is_number and a.is_nonnegative else a**c
+            if not c.is_number:
+                return None
+            return constant(float(a) ** float(c)) if a.is_number and a.is_nonnegative else a**c
         return a**c if c.is_Integer and 0 <= c <= 8 or a.is_number and c.is_Integer and c >= 0 else None
     return _arithmetic(apply, "self", "exponent")(at)
 
