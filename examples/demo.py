@@ -141,7 +141,6 @@ def table(runs: list[Run], verdicts: list[str], title: str) -> Table:
 def main(arguments: argparse.Namespace) -> int:
     console = Console(width=None if sys.stdout.isatty() else 120)
     transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
     where = torch.cuda.get_device_name() if arguments.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     console.print(f"SmolLM2-135M-Instruct, {str(arguments.dtype)[6:]}, static cache of {arguments.cache} tokens, {where}")
     demo = Demo(arguments)

@@ -39,14 +39,15 @@ def instructions(ptx: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="sm_90", help="sm_80, sm_89, sm_90, sm_100 or gfx942")
-    parser.add_argument("--length", type=int, default=256, help="tokens; shapes do not change the kernel's source")
+    parser.add_argument("--length", type=int, default=2048, help="tokens")
     parser.add_argument("--lines", type=int, default=40, help="lines of source to print")
     parser.add_argument("--ptx", type=Path, help="write the whole PTX here")
     given = parser.parse_args()
-    q, k = torch.randn(2, 8, given.length, 64), torch.randn(2, 2, given.length, 64)
+    q = torch.randn(2, 8, given.length, 64, dtype=torch.bfloat16)
+    k, v = torch.randn(2, 2, 2, given.length, 64, dtype=torch.bfloat16)
     padding = torch.arange(given.length) >= torch.tensor([[0], [given.length // 4]])
     with torch.inference_mode():
-        report = mla_compiler.explain(attention, q, k, torch.randn_like(k), padding)
+        report = mla_compiler.explain(attention, q, k, v, padding)
     print(report)
     (site,) = report.fused
     print(f"\nin the compiled graph this attention is\n  {site.spec}\n")

@@ -2,8 +2,8 @@
 
     python examples/packed_documents.py [--device cpu] [--random]
 
-transformers turns position_ids that start again into a [1, 1, T, T] mask of blocks. flashmla reads out of that mask
-that keys of another document are never seen, builds no mask, and skips the tiles between documents.
+transformers turns position_ids that start again into a [1, 1, T, T] mask of blocks. flashmla reads the rule out of how
+the mask is made (the same document, and not later in it) and evaluates it in the kernel: the mask is never built.
 --random: a small model with random weights, which needs no download.
 """
 
