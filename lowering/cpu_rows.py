@@ -1,9 +1,9 @@
 """softmax(score(q kᵀ)) v for some query rows, over the hull of those rows and no key outside it
 
 `Rows` is one block of query rows. `fused` is F.scaled_dot_product_attention over the hull; `exact` writes the softmax
-out, in the accumulation type, over any part of the hull, with its log-sum-exp; `merge` joins parts:
+out, in the accumulation type, over any part of the hull; `merge` joins parts n, each with its maximum m_n:
 
-    LSE = log sum_n exp(lse_n)          out = sum_n exp(lse_n - LSE) out_n          (a sink is a part whose out is 0)
+    out = sum_n exp(m_n - m) out_n / sum_n exp(m_n - m) total_n        m = max_n m_n        (a sink is a part whose out is 0)
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -158,8 +158,12 @@ def _with_sink(rows: Rows, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[T
         [mask.expand(shape), sink.expand(*shape[:3], 1)], -1)
 
 
-def exact(rows: Rows, hull: Hull, start: int, stop: int) -> tuple[Tensor, Tensor]:
-    """out [B, H, R, Dv] and lse [B, H, R, 1] over the keys [start, stop), both of plan.dtype; lse -inf where none is seen."""
+Part: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""Of some keys: sum_j exp(a_j - m) v_j [B, H, R, Dv], sum_j exp(a_j - m) and m = max_j a_j [B, H, R, 1]; m -inf if none."""
+
+
+def exact(rows: Rows, hull: Hull, start: int, stop: int) -> Part:
+    """The softmax written out over the keys [start, stop), in plan.dtype."""
     plan = rows.plan
     q, k, v = (x.to(plan.dtype) for x in (fold(rows.q, rows.group), rows.k[:, :, start:stop], rows.v[:, :, start:stop]))
     s = (q @ k.transpose(-1, -2)).view(*rows.q.shape[:3], stop - start)
@@ -168,19 +172,18 @@ def exact(rows: Rows, hull: Hull, start: int, stop: int) -> tuple[Tensor, Tensor
     if mask is not None:
         a = torch.where(mask, a, -torch.inf)
     top = a.amax(-1, keepdim=True)
-    top = torch.where(top == -torch.inf, 0, top)
-    p = (a - top).exp_()
-    total = p.sum(-1, keepdim=True)
+    p = (a - torch.where(top == -torch.inf, 0, top)).exp_()
     out = (p.view(*q.shape[:3], stop - start) @ v).view(*rows.q.shape[:3], v.shape[-1])
-    return torch.where(total == 0, 0, out / total), top + total.log()
+    return out, p.sum(-1, keepdim=True), top
 
 
-def merge(parts: Sequence[tuple[Tensor, Tensor]], sink: Tensor | None) -> Tensor:
+def merge(parts: Sequence[Part], sink: Tensor | None) -> Tensor:
     """The softmax over all the parts and the sink; 0 where no part saw a key."""
-    if len(parts) == 1 and sink is None:
-        return parts[0][0]
-    lse = torch.stack([lse for _, lse in parts])
-    seen = torch.logsumexp(lse, 0)
-    total = seen if sink is None else torch.logaddexp(seen, sink)
-    weights = torch.where(seen == -torch.inf, 0, (lse - total).exp())
-    return (weights * torch.stack([out for out, _ in parts])).sum(0)
+    peak = reduce(torch.maximum, [top for _, _, top in parts] + ([] if sink is None else [sink]))
+    peak = torch.where(peak == -torch.inf, 0, peak)
+    weights = [(top - peak).exp() for _, _, top in parts]
+    total = sum(weight * part[1] for weight, part in zip(weights, parts, strict=True))
+    if sink is not None:
+        total = total + (sink - peak).exp()
+    out = sum(torch.where(weight == 0, 0, weight * part[0]) for weight, part in zip(weights, parts, strict=True))
+    return torch.where(total == 0, 0, out / total)

@@ -213,8 +213,9 @@ def where(condition: Value, then: Value, otherwise: Value, kind: str, dtype: tor
     """The element-wise choice; a scalar condition chooses without computing."""
     if not isinstance(condition, Tensor):
         return then if condition else otherwise
-    chosen = torch.where(condition, then, otherwise)  # type: ignore[arg-type]
-    return chosen.to(dtype) if kind == "real" else chosen
+    if kind == "real" and not isinstance(then, Tensor):
+        then = torch.tensor(then, dtype=dtype, device=condition.device)
+    return torch.where(condition, then, otherwise)  # type: ignore[arg-type]
 
 
 _RUNTIME: dict[str, Any] = {
