@@ -62,11 +62,11 @@ def load_rows(p_x, s_n, s_d, n, begin, end, N_D: tl.constexpr, BLOCK_D: tl.const
 
 @triton.jit
 def dot(x, y, acc, UPCAST: tl.constexpr):
-    """x @ y + acc in float32. UPCAST: the interpreter has no bfloat16 product."""
+    """x @ y + acc in float32, x in the dtype of y. UPCAST: in float32, for the interpreter has no bfloat16 product."""
     if UPCAST:
-        x = x.to(tl.float32)
-        y = y.to(tl.float32)
-    return tl.dot(x, y, acc, input_precision="ieee")
+        return tl.dot(x.to(tl.float32), y.to(tl.float32), acc, input_precision="ieee")
+    else:
+        return tl.dot(x.to(y.dtype), y, acc, input_precision="ieee")
 
 
 @triton.jit
@@ -93,7 +93,7 @@ def visit(acc, m, l, b_q, visible, j0, span, at, keys, env, D: tl.constexpr, DV:
     p = tl.exp2(a - shift[:, None])                                                            # [M, N]
     shrink = tl.exp2(m - shift)                                                                # [M]
     b_v = load_rows(v, v_strides[0], v_strides[1], j, begin, end, DV, acc.shape[1], MASKED)    # [N, DV]
-    acc = dot(p.to(b_v.dtype), b_v, acc * shrink[:, None], UPCAST)                             # [M, DV]
+    acc = dot(p, b_v, acc * shrink[:, None], UPCAST)                                            # [M, DV]
     return acc, m_new, l * shrink + tl.sum(p, 1)
 
 
@@ -166,6 +166,6 @@ def join_sink(acc, m, l, a):
 
 
 @triton.jit
-def normalise(acc, l):  # noqa: E741
+def normalise(acc, l):
     """acc / l [M, DV]; 0 in the rows that saw no key."""
     return acc / tl.where(l == 0.0, 1.0, l)[:, None]

@@ -87,6 +87,14 @@ class Run:
         self.evaluator.ranges = site.found.sizes.ranges
         return site.found
 
+    def moved(self, anchor: Node, out: Node) -> None:
+        """`out` has the anchor's value now: attention over the output of attention, or masked by it, reads that."""
+        leaves = self.evaluator.leaves
+        leaves.update({name: out for name, node in leaves.items() if node is anchor})
+        for site in self.advance():
+            if site.grids is not None:
+                site.grids = tuple(replace(g, node=out) if g.node is anchor else g for g in site.grids)  # type: ignore
+
 
 def find(run: Run) -> None:
     """Every attention in the graph; those that the options leave alone are rejected at once."""
@@ -132,9 +140,6 @@ def support(run: Run) -> None:
         if 0 in (sizes.batch, sizes.heads, sizes.queries, sizes.keys, sizes.head_dim, sizes.value_dim):
             site.reject(Reason.EMPTY)
             continue
-        if not (sizes.head_dim.is_Integer and sizes.value_dim.is_Integer):
-            site.reject(Reason.HEAD_DIM, f"a symbolic head_dim {sizes.head_dim}")
-            continue
         refused = run.lowering.supports(site.spec, int(sizes.head_dim), int(sizes.value_dim), q.dtype, q.device.type)
         if refused:
             site.reject(*refused)
@@ -158,8 +163,9 @@ def emit_all(run: Run) -> None:
         except LookupError as error:
             site.reject(Reason.MASK, str(error))
             continue
-        site.attend = emit.rewrite(found, site.grids, given, builder)
+        site.attend, out = emit.rewrite(found, site.grids, given, builder)
         site.spec = given.spec
+        run.moved(site.anchor, out)
     run.graph.eliminate_dead_code()
 
 

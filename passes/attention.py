@@ -76,6 +76,11 @@ def size_of(node: Node, dim: int) -> sympy.Basic:
     return as_expr(node.meta["val"].shape[dim])
 
 
+def static_size_of(node: Node, dim: int) -> sympy.Basic:
+    """A size that a kernel is written for, head_dim or a number of heads: a symbolic one is specialised, by a guard."""
+    return sympy.Integer(int(node.meta["val"].shape[dim]))
+
+
 def as_expr(value: object) -> sympy.Basic:
     """An int or a SymInt as sympy."""
     return value.node.expr if isinstance(value, torch.SymInt) else sympy.sympify(value)

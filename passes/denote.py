@@ -20,7 +20,7 @@ from torch import fx
 
 from ..expr import Expr, Load, index_symbol, table, truth
 from . import rules_create, rules_gather, rules_pointwise, rules_reduce, rules_view
-from .index_math import IndexMath
+from .index_math import IndexMath, plain
 from .rules import At, arguments, constant, operator_name
 
 _FLOAT_OPS = 64
@@ -178,7 +178,7 @@ class Evaluator:
         for symbol in value.node.expr.free_symbols:
             if symbol in known and known[symbol].lower.is_Integer:
                 self._least[symbol] = known[symbol].lower
-        return value.node.expr
+        return plain(value.node.expr)
 
     def scalar(self, value: Any) -> Expr | None:
         """A Python or symbolic number as an expression; None if it is none."""

@@ -66,8 +66,10 @@ def renamed_spec(spec: AttentionSpec, names: dict[sympy.Basic, sympy.Basic]) -> 
     return dataclasses.replace(spec, **changes)
 
 
-def rewrite(site: Attention, grids: tuple[Grid, Grid, Grid], given: Arguments, builder: Builder) -> Node:
-    """Insert the attend node, put it in the place of the anchor; the new node."""
+def rewrite(
+    site: Attention, grids: tuple[Grid, Grid, Grid], given: Arguments, builder: Builder
+) -> tuple[Node, Node]:
+    """Put an attend node in the place of the anchor: that node, and the one that now has the anchor's value."""
     sizes = site.sizes
     rows = (sizes.queries, sizes.keys, sizes.values)
     channels = (sizes.head_dim, sizes.head_dim, sizes.value_dim)
@@ -78,7 +80,7 @@ def rewrite(site: Attention, grids: tuple[Grid, Grid, Grid], given: Arguments, b
     )
     out = _like_anchor(attend, site, builder)
     site.anchor.replace_all_uses_with(out, propagate_meta=False)
-    return attend
+    return attend, out
 
 
 def _like_anchor(out: Node, site: Attention, builder: Builder) -> Node:

@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from .. import expr as E
 from ..ir import Reason, Rejected
-from .attention import Attention, Found, Operand, Sizes, d, size_of
+from .attention import Attention, Found, Operand, Sizes, d, size_of, static_size_of
 from .denote import Evaluator
 
 TARGET = torch.ops.flashmla.sdpa.default
@@ -50,8 +50,6 @@ def _reject(node: Node, q: Node, k: Node, v: Node, mask: Node | None, dropout_p:
         return Rejected(node.name, Reason.DROPOUT, f"dropout_p={dropout_p}")
     if {value.dim() for value in values} not in ({3}, {4}):
         return Rejected(node.name, Reason.RANK, " ".join(str(tuple(value.shape)) for value in values))
-    if not isinstance(values[0].shape[-1], int):
-        return Rejected(node.name, Reason.HEAD_DIM, f"a symbolic head_dim {values[0].shape[-1]}")
     if mask is not None and mask.meta["val"].dim() > values[0].dim():
         return Rejected(node.name, Reason.MASK, f"a mask of rank {mask.meta['val'].dim()}")
     if len({value.dtype for value in values}) > 1:
@@ -64,14 +62,15 @@ def _reject(node: Node, q: Node, k: Node, v: Node, mask: Node | None, dropout_p:
 def _sizes(q: Node, k: Node, v: Node) -> Sizes:
     four = q.meta["val"].dim() == 4
     return Sizes(
-        batch=size_of(q, 0), heads=size_of(q, 1) if four else sympy.Integer(1), queries=size_of(q, -2),
-        keys=size_of(k, -2), values=size_of(v, -2), head_dim=size_of(q, -1), value_dim=size_of(v, -1),
+        batch=size_of(q, 0), heads=static_size_of(q, 1) if four else sympy.Integer(1), queries=size_of(q, -2),
+        keys=size_of(k, -2), values=size_of(v, -2), head_dim=static_size_of(q, -1),
+        value_dim=static_size_of(v, -1),
     )
 
 
 def _group(q: Node, k: Node, enable_gqa: bool) -> sympy.Basic:
     """Query heads to one key head; torch has checked that it divides."""
-    return size_of(q, 1) / size_of(k, 1) if enable_gqa and q.meta["val"].dim() == 4 else sympy.Integer(1)
+    return static_size_of(q, 1) / static_size_of(k, 1) if enable_gqa and q.meta["val"].dim() == 4 else sympy.Integer(1)
 
 
 def _lead(node: Node, head: sympy.Basic, rest: tuple[sympy.Basic, ...]) -> tuple[sympy.Basic, ...]:

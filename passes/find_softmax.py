@@ -18,7 +18,7 @@ from torch.fx import Graph, Node
 
 from .. import expr as E
 from ..ir import Reason, Rejected
-from .attention import Attention, Found, Operand, Sizes, d, size_of
+from .attention import Attention, Found, Operand, Sizes, d, size_of, static_size_of
 from .denote import Evaluator
 from .views import is_layout, peel
 
@@ -114,7 +114,7 @@ def _operands(product: E.Load, evaluator: Evaluator) -> tuple[Operand, Operand] 
 
 
 def _with_head_dim(sizes: Sizes, product: E.Load, evaluator: Evaluator) -> Sizes:
-    return dataclasses.replace(sizes, head_dim=size_of(evaluator.products[product.name].lhs, -1))
+    return dataclasses.replace(sizes, head_dim=static_size_of(evaluator.products[product.name].lhs, -1))
 
 
 def _row_constants(value: sympy.Basic, evaluator: Evaluator) -> sympy.Basic:
@@ -165,7 +165,7 @@ def _sizes(core: Core, contraction: Node, other: Node, weights_first: bool) -> S
     logits = core.logits.meta["val"]
     if logits.dim() not in (2, 3, 4, 5) or core.dim not in (-1, -2):
         return None
-    lead = [size_of(core.logits, at) for at in range(logits.dim() - 2)]
+    lead = [(static_size_of if at else size_of)(core.logits, at) for at in range(logits.dim() - 2)]
     one = sympy.Integer(1)
     return Sizes(
         batch=lead[0] if lead else one,
@@ -174,7 +174,7 @@ def _sizes(core: Core, contraction: Node, other: Node, weights_first: bool) -> S
         keys=size_of(other, -2 if weights_first else -1),
         values=size_of(other, -2 if weights_first else -1),
         head_dim=one,
-        value_dim=size_of(other, -1 if weights_first else -2),
+        value_dim=static_size_of(other, -1 if weights_first else -2),
     )
 
 
@@ -183,7 +183,7 @@ def _logits_index(core: Core, column: sympy.Basic) -> list[sympy.Basic]:
     shape = core.logits.meta["val"].shape
     heads, rest = [], E.h
     for at in reversed(range(1, len(shape) - 2)):
-        size = size_of(core.logits, at)
+        size = static_size_of(core.logits, at)
         heads.insert(0, E.PythonMod(rest, size) if at > 1 else rest)
         rest = E.FloorDiv(rest, size)
     lead = [E.b, *heads] if len(shape) > 2 else []

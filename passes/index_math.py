@@ -11,6 +11,7 @@ from math import ceil, floor
 
 import sympy
 from sympy.core.sorting import default_sort_key
+from torch.utils._sympy import functions as torch_functions
 
 from ..expr import Expr, FloorDiv, Load, PythonMod, Where
 
@@ -46,6 +47,20 @@ def outermost(expr: Expr, kind: type) -> Iterator[Expr]:
     elif not isinstance(expr, Load):
         for arg in expr.args:
             yield from outermost(arg, kind)
+
+_PLAIN: dict[type, Callable[..., Expr]] = {
+    torch_functions.Mod: PythonMod, torch_functions.CleanDiv: FloorDiv, torch_functions.Max: sympy.Max,
+    torch_functions.Min: sympy.Min, torch_functions.PowByNatural: sympy.Pow, torch_functions.Identity: lambda x: x,
+    torch_functions.CeilDiv: lambda a, c: -FloorDiv(-a, c),
+}
+
+
+def plain(size: Expr) -> Expr:
+    """A size as torch writes it, in the functions of our language."""
+    if size.is_Atom:
+        return size
+    args = [plain(arg) for arg in size.args]
+    return _PLAIN[type(size)](*args) if type(size) in _PLAIN else size if tuple(args) == size.args else size.func(*args)
 
 
 class IndexMath:
@@ -178,6 +193,16 @@ class IndexMath:
         if isinstance(rest, PythonMod) and rest.args[1] == c:
             return rest
         return PythonMod(rest, c)
+
+    @staticmethod
+    def recombined(a: Expr) -> Expr:
+        """c * (x // c) + x % c => x"""
+        for rest in sorted(a.atoms(PythonMod), key=default_sort_key):
+            slope = a.coeff(rest, 1)
+            x, c = rest.args
+            if slope != 0 and sympy.expand(a.coeff(FloorDiv(x, c), 1) - slope * c) == 0:
+                a = sympy.expand(a + slope * (x - rest - c * FloorDiv(x, c)))
+        return a
 
     def _within(self, a: Expr, c: Expr) -> bool:
         return self.nonnegative(a) and self.nonnegative(c - 1 - a)

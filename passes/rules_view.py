@@ -72,7 +72,7 @@ def _view(at: At) -> Sequence[Expr] | None:
         position: Expr = _ZERO
         for d in new_dims:
             position = position * sizes[d] + at.index[d]
-        result += unravelled(at, sympy.expand(position), [old[d] for d in old_dims])
+        result += unravelled(at, at.math.recombined(sympy.expand(position)), [old[d] for d in old_dims])
     return result
 
 

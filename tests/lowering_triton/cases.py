@@ -1,0 +1,188 @@
+"""An attention to try: its spec, its operands, and how far a kernel is from the truth.
+
+`error(case)` launches one kernel into an output full of NaN; `formula_error` is the error of the same formula in the
+working dtype. Both are measured from float64. A case is plain data, so that it can travel to the interpreter's process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mla_compiler.ir import AttentionSpec
+from mla_compiler.lowering import gpu, reference
+from mla_compiler.lowering.choice import Choice
+from mla_compiler.lowering.machine import machine_of
+from mla_compiler.lowering.select import choose
+
+PREFILL = Choice("prefill", 32, 16, 4, 1)
+DECODE = Choice("decode", 16, 16, 4, 1)
+
+
+@dataclass(frozen=True)
+class Case:
+    """`tables` names functions of this module, in the order of the spec; `layout` how q, k and v lie in memory."""
+
+    spec: str
+    tables: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
+    scalars: tuple[float, ...] = ()
+    batch: int = 1
+    heads: int = 2
+    queries: int = 37
+    keys: int = 37
+    head_dim: int = 16
+    value_dim: int = 16
+    dtype: torch.dtype = torch.float16
+    layout: str = "contiguous"
+    choice: Choice | None = PREFILL
+
+    def but(self, **changes) -> Case:
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Operands:
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    tables: list[Tensor]
+
+
+def operands(case: Case, device: str = "cpu") -> Operands:
+    torch.manual_seed(0)
+    group = AttentionSpec.parse(case.spec).group
+    kv = (case.batch, case.heads // group, case.keys)
+    shapes = [(case.batch, case.heads, case.queries, case.head_dim), (*kv, case.head_dim), (*kv, case.value_dim)]
+    q, k, v = (LAYOUTS[case.layout](torch.randn(shape)).to(case.dtype) for shape in shapes)
+    tables = [globals()[name](case) for name in case.tables]
+    if device != "cpu":
+        q, k, v, *tables = (_moved(x, device) for x in (q, k, v, *tables))
+    return Operands(q, k, v, tables)
+
+
+def _moved(x: Tensor, device: str) -> Tensor:
+    """On the device, with the strides it has."""
+    base = x.as_strided((max(1, x.untyped_storage().nbytes() // x.itemsize),), (1,), 0).to(device)
+    return base.as_strided(x.shape, x.stride(), x.storage_offset())
+
+
+def run(case: Case, device: str = "cpu", given: Operands | None = None) -> Tensor:
+    """The kernel's output, in the case's dtype. The interpreter's rounding to bfloat16 is wrong: there torch rounds."""
+    given = given or operands(case, device)
+    spec = AttentionSpec.parse(case.spec)
+    choice = case.choice or choose(spec, case.batch, case.heads, case.queries, case.keys, case.head_dim, case.value_dim,
+                                   case.dtype, machine_of(given.q.device))
+    exact = torch.float32 if case.dtype == torch.bfloat16 and device == "cpu" else case.dtype
+    shape = (case.batch, case.queries, case.heads, case.value_dim)
+    out = torch.full(shape, torch.nan, dtype=exact, device=device).transpose(1, 2)
+    gpu.launch(spec, choice, given.q, given.k, given.v,
+               gpu.operands(spec, given.tables, list(case.sizes), list(case.scalars)), out)
+    return out.to(case.dtype)
+
+
+def errors(case: Case, device: str = "cpu") -> tuple[float, float]:
+    """(the kernel's, the formula's in the working dtype): largest differences from float64; NaN if one has a NaN."""
+    given = operands(case, device)
+    found = run(case, device, given)
+    cpu = [x.cpu() for x in (given.q, given.k, given.v)]
+    rest = ([t.cpu() for t in given.tables], case.sizes, case.scalars, case.spec)
+    truth = reference.attend(*cpu, *rest)
+    formula = reference.attend(*cpu, *rest, dtype=case.dtype)
+    return tuple((x.cpu().double() - truth).abs().max().item() for x in (found, formula))
+
+
+# --------------------------------------------------------------------------------------------------------------- memory
+
+
+def _strided(x: Tensor) -> Tensor:
+    """Unit stride nowhere, offset from the start."""
+    big = torch.randn([2 * size + 1 for size in x.shape])
+    view = big[1::2, 1::2, 1::2, 1::2]
+    return view.copy_(x)
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "tokens first": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "dim first": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "strided": _strided,
+    "expanded": lambda x: x[:, :, :1].expand(x.shape),
+    "sliced": lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]],
+}
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
+
+
+def slopes(case: Case) -> Tensor:
+    return -0.1 * torch.arange(1, case.heads + 1)
+
+
+def sinks(case: Case) -> Tensor:
+    return torch.linspace(-2, 3, case.heads)
+
+
+def bias(case: Case) -> Tensor:
+    return torch.randn(1, case.heads, case.queries, case.keys)
+
+
+def infinite_bias(case: Case) -> Tensor:
+    """-inf where a key is not to be seen, in one row everywhere."""
+    return torch.where(mask(case), torch.randn(1, 1, case.queries, case.keys), -torch.inf)
+
+
+def padding(case: Case) -> Tensor:
+    """Left padding: a third of the keys of the last sequence, none of the first."""
+    start = torch.linspace(0, case.keys // 3, case.batch).long() if case.batch > 1 else torch.tensor([case.keys // 3])
+    return torch.arange(case.keys) >= start[:, None]
+
+
+def lengths(case: Case) -> Tensor:
+    """Live keys of each sequence, less one."""
+    return torch.linspace(case.keys // 3, case.keys // 2, case.batch).long()
+
+
+def length(case: Case) -> Tensor:
+    return torch.tensor(case.keys // 2)
+
+
+def documents(case: Case) -> Tensor:
+    return (torch.arange(max(case.queries, case.keys)) // 11).expand(case.batch, -1)
+
+
+def short(case: Case) -> Tensor:
+    """Shorter than the keys: an index beyond it is in the branch not taken."""
+    return torch.randint(0, 2, (case.batch, case.keys // 2))
+
+
+def mask(case: Case) -> Tensor:
+    """Random and sparse in blocks; the second row sees nothing."""
+    rows, columns = torch.meshgrid(torch.arange(case.queries), torch.arange(case.keys), indexing="ij")
+    seen = (torch.rand(1, 1, case.queries, case.keys) < 0.6) & ((rows // 24 + columns // 24) % 2 == 0)
+    seen = seen | (columns // 64 == 1)
+    seen[:, :, 1] = False
+    return seen
+
+
+def hull(case: Case) -> Tensor:
+    return _summary(case)[0]
+
+
+def classes(case: Case) -> Tensor:
+    return _summary(case)[1]
+
+
+def _summary(case: Case) -> tuple[Tensor, Tensor]:
+    from mla_compiler.lowering import cpu
+
+    torch.manual_seed(1)
+    return cpu.summarize(steady_mask(case))
+
+
+def steady_mask(case: Case) -> Tensor:
+    """The same in every call: what `hull` and `classes` summarise."""
+    torch.manual_seed(1)
+    return mask(case)
