@@ -50,10 +50,15 @@ def arguments(spec: AttentionSpec, evaluator: Evaluator, builder: Builder) -> Ar
     renamed |= {symbol: sympy.Symbol(f"x{at}", real=True) for at, symbol in enumerate(scalars)}
     return Arguments(
         spec=renamed_spec(spec, renamed),
-        tables=tuple(evaluator.leaves[name] for name in names),
+        tables=tuple(_with_rank(evaluator.leaves[name], builder) for name in names),
         sizes=tuple(builder.integer(symbol) for symbol in sizes),
         scalars=tuple(evaluator.scalars[symbol] for symbol in scalars),
     )
+
+
+def _with_rank(table: Node, builder: Builder) -> Node:
+    """A scalar is loaded as T0[0]: it becomes a tensor of one element, by a view."""
+    return table if table.meta["val"].dim() else builder.call(aten.unsqueeze.default, table, 0)
 
 
 def renamed_spec(spec: AttentionSpec, names: dict[sympy.Basic, sympy.Basic]) -> AttentionSpec:
