@@ -84,7 +84,7 @@ def test_sdpa_of_a_mask_of_the_wrong_shape_is_torchs_own_error():
 
 def test_lengths_may_be_symbolic():
     def step(q, k, v):
-        return OPS.attend.default(q, k, v, [], [k.shape[2] - q.shape[2]], [], "score: 0.25*s; hi: n0 + i + 1; group: 3")
+        return OPS.attend.default(q, k, v, [], [k.shape[2] - q.shape[2]], [], "score: 0.25*s; hi: n0 + i + 1; group: 2")
 
     traced = make_fx(step, tracing_mode="symbolic")(*operands(SHAPES["decode"], torch.float32))
     for S in (90, 91, 300):
