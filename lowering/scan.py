@@ -120,11 +120,9 @@ def scan_hull(b_q, first, last, span, lo, hi, at, keys, env, D: tl.constexpr, DV
 @triton.jit
 def scan_residue(b_q, first, last, span, lo, hi, S, at, keys, env, D: tl.constexpr, DV: tl.constexpr,
                  BLOCK_N: tl.constexpr, BLOCK_DV: tl.constexpr, UPCAST: tl.constexpr):
-    """Keys [first, last) under hull and residue: a tile is skipped, taken whole, or taken under its mask."""
+    """Keys [first, last) under hull and residue: a tile is skipped, taken under the hull alone, or under both."""
     b, h, i = at
     acc, m, l = nothing(b_q.shape[0], BLOCK_DV)
-    full_begin = tl.max(lo)
-    full_end = tl.min(hi)
     for j0 in tl.range(first, last, BLOCK_N):
         j = (j0 + tl.arange(0, BLOCK_N))[None, :]
         least = 1
@@ -132,12 +130,11 @@ def scan_residue(b_q, first, last, span, lo, hi, S, at, keys, env, D: tl.constex
         if HAS_TILE:
             least, most = tile_summary(b, h, i, j0, S, env, b_q.shape[0], BLOCK_N)
         if most > 0:
-            if (least == 2) & (j0 >= full_begin) & (j0 + BLOCK_N <= full_end):
-                acc, m, l = visit(acc, m, l, b_q, True, j0, span, at, keys, env, D, DV, BLOCK_N, False, UPCAST)
-            else:
-                visible = (j >= lo) & (j < hi) & residue(b, h, i, j, env)
-                if tl.max(visible.to(tl.int32)) > 0:
-                    acc, m, l = visit(acc, m, l, b_q, visible, j0, span, at, keys, env, D, DV, BLOCK_N, True, UPCAST)
+            visible = (j >= lo) & (j < hi)
+            if least < 2:
+                visible = visible & residue(b, h, i, j, env)
+            if tl.max(visible.to(tl.int32)) > 0:
+                acc, m, l = visit(acc, m, l, b_q, visible, j0, span, at, keys, env, D, DV, BLOCK_N, True, UPCAST)
     return acc, m, l
 
 

@@ -163,7 +163,7 @@ def mask(case: Case) -> Tensor:
     rows, columns = torch.meshgrid(torch.arange(case.queries), torch.arange(case.keys), indexing="ij")
     seen = (torch.rand(1, 1, case.queries, case.keys) < 0.6) & ((rows // 24 + columns // 24) % 2 == 0)
     seen = seen | (columns // 64 == 1)
-    seen[:, :, 1] = False
+    seen[:, :, 1:2] = False
     return seen
 
 
