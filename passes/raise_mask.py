@@ -104,15 +104,15 @@ class _Solver:
         exact = all(h.exact for h in hulls)
         if len(hulls) == 2 and hulls[1].row == sympy.Not(hulls[0].row):
             return self._by_row(*hulls, exact)
-        lo = self._most([h.lo if h.row == sympy.true else Where(h.row, h.lo, self.keys) for h in hulls], largest=False)
-        hi = self._most([self.bounds(h)[1] for h in hulls], largest=True)
-        prefixes, suffixes = all(h.lo == 0 for h in hulls), all(h.hi == sympy.oo for h in hulls)
         row = sympy.Or(*(h.row for h in hulls))
-        if prefixes:
-            lo = sympy.Integer(0)
-        if suffixes:
-            hi = sympy.oo
-        return self._clipped(_Hull(lo, hi, row, exact and (prefixes or suffixes or len(hulls) == 1)))
+        if exact and all(h.lo == 0 for h in hulls):
+            return self._clipped(_Hull(hi=self._most([self.bounds(h)[1] for h in hulls], largest=True), row=row, exact=True))
+        if exact and all(h.hi == sympy.oo for h in hulls):
+            starts = [h.lo if h.row == sympy.true else Where(h.row, h.lo, self.keys) for h in hulls]
+            return self._clipped(_Hull(lo=self._most(starts, largest=False), row=row, exact=True))
+        lo = self._most([h.lo for h in hulls], largest=False)
+        hi = self._most([h.hi for h in hulls], largest=True)
+        return self._clipped(_Hull(lo, hi, row, exact and len(hulls) == 1))
 
     def _by_row(self, a: _Hull, c: _Hull, exact: bool) -> _Hull:
         """One interval in some rows, the other in the rest."""
@@ -162,11 +162,26 @@ class _Solver:
             return _Hull()
         factor, term = others[0].as_coeff_Mul()
         rest = -(difference - others[0])
-        if abs(factor) != 1 or not isinstance(term, (FloorDiv, sympy.Max, sympy.Min, sympy.Abs)):
+        if not factor.is_Integer or not isinstance(term, (FloorDiv, sympy.Max, sympy.Min, sympy.Abs)):
             return _Hull()
         if factor < 0:
-            operator, rest = _FLIPPED.get(operator, operator), -rest
-        return self._term(operator, term, rest)
+            operator, factor, rest = _FLIPPED.get(operator, operator), -factor, -rest
+        return self._scaled_term(operator, factor, term, rest)
+
+    def _scaled_term(self, operator: str, factor: Expr, term: Expr, rest: Expr) -> _Hull:
+        """factor * term `operator` rest, for factor > 0"""
+        if factor == 1 or operator == "!=":
+            return self._term(operator, term, rest) if factor == 1 else _Hull()
+        least, most = -self.math.floordiv(-rest, factor), self.math.floordiv(rest, factor)
+        at_least, at_most = self._term(">=", term, least), self._term("<=", term, most)
+        match operator:
+            case "==":
+                return self.intersection([at_least, at_most])
+            case ">=":
+                return at_least
+            case "<=":
+                return at_most
+        return self._term(operator, term, most if operator == ">" else least)
 
     def _linear(self, operator: str, slope: Expr, rest: Expr) -> _Hull:
         """slope * j + rest `operator` 0"""

@@ -129,11 +129,7 @@ def constant(value: bool | int | float, dtype: torch.dtype | None = None) -> Exp
 
 def as_number(value: Expr) -> Expr:
     """A condition as 0 or 1."""
-    if not is_bool(value):
-        return value
-    if isinstance(value, sympy.Ne) and isinstance(value.lhs, Load) and value.lhs.kind_letter == "M" and value.rhs == 0:
-        return value.lhs
-    return Where(value, sympy.Integer(1), sympy.Integer(0))
+    return Where(value, sympy.Integer(1), sympy.Integer(0)) if is_bool(value) else value
 
 
 def exact(value: Expr) -> bool:

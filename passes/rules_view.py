@@ -12,6 +12,8 @@ from .rules import PARTED, At, operator_name
 View = Callable[[At], "Sequence[Expr] | None"]
 
 _ZERO = sympy.Integer(0)
+_NO_END = 2**63 - 1
+"""The end of a slice that has none, as ATen writes it."""
 
 
 def _same(at: At) -> Sequence[Expr]:
@@ -149,6 +151,8 @@ def wrapped(at: At, index: Expr, size: Expr) -> Expr | None:
 def clamped(at: At, value: object, size: Expr, default: int) -> Expr | None:
     """A slice bound as Python reads it, in [0, size]; None if that cannot be said in closed form."""
     bound = at.evaluator.integer(default if value is None else value)
+    if bound.is_Integer and bound >= _NO_END:
+        return size
     bound = wrapped(at, bound, size)
     if bound is None:
         return None
