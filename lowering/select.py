@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 from functools import lru_cache
 
+import sympy
 import torch
 
+from .. import expr as E
 from ..ir import AttentionSpec, Reason
 from . import codegen
 from .choice import Choice
@@ -23,7 +25,9 @@ DECODE_QUERIES = 16
 """Query positions up to which it is taken for any number of heads."""
 
 
-def supports(spec: AttentionSpec, head_dim: int, value_dim: int, dtype: torch.dtype, device_type: str) -> tuple[Reason, str] | None:
+def supports(
+    spec: AttentionSpec, head_dim: int, value_dim: int, dtype: torch.dtype, device_type: str
+) -> tuple[Reason, str] | None:
     """None if a kernel can be written, else the reason and what was found."""
     if dtype not in DTYPES:
         return Reason.DTYPE, str(dtype).removeprefix("torch.")
@@ -49,8 +53,13 @@ def choose(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: int,
     """The configuration for q [batch, heads, queries, head_dim], k [batch, heads / group, keys, head_dim]."""
     rows = spec.group * queries
     if rows > DECODE_ROWS and queries > DECODE_QUERIES and spec.kv_splits < 2:
-        return prefill.configure(head_dim, value_dim, dtype.itemsize, queries, machine)
+        return prefill.configure(head_dim, value_dim, dtype.itemsize, is_dense(spec), machine)
     choice = decode.configure(rows, head_dim, value_dim, dtype.itemsize, machine)
     tiles = batch * (heads // spec.group) * -(-rows // choice.block_m)
     splits = spec.kv_splits or decode.parts(tiles, keys, choice.block_n, machine.processors)
     return Choice(choice.family, choice.block_m, choice.block_n, choice.warps, choice.stages, splits)
+
+
+def is_dense(spec: AttentionSpec) -> bool:
+    """Whether a kernel evaluates a residue, or loads an element for each (i, j)."""
+    return spec.residue != sympy.true or any({E.i, E.j} <= load.free_symbols for load in E.loads(spec.score))
