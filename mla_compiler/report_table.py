@@ -121,11 +121,12 @@ def facts(report: Report) -> str:
     for key, one in (("graphs", "graph"), ("graph_breaks", "graph break")):
         if key in meta:
             found.append(f"{meta[key]} {one}{'s' * (meta[key] != 1)}")
+    cached = "from the compile cache, " if meta.get("cached") else ""
     if "compile_s" in meta:
         inside = f", of which our passes {meta['passes_s']:.2f} s" if "passes_s" in meta else ""
-        found.append(f"compiled in {meta['compile_s']:.1f} s{inside}")
-    if meta.get("cached"):
-        found.append("from the compile cache")
+        found.append(f"{cached}{'once ' if cached else ''}compiled in {meta['compile_s']:.1f} s{inside}")
+    elif cached:
+        found.append(cached.removesuffix(", "))
     return " · ".join([*found, *([str(meta["device"])] if meta.get("device") else [])])
 
 
