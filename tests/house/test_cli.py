@@ -124,7 +124,9 @@ def test_named_specs_are_specs(name):
     assert "0.125" in str(spec) or "0.0025" in str(spec)
 
 
-@pytest.mark.parametrize("text", ["causall", "score: ", "score: {scale}*s; hull: 3", "score: q*s", "score: {size}*s", "lo: 3", ""])
+@pytest.mark.parametrize(
+    "text", ["causall", "score: ", "score: {scale}*s; hull: 3", "score: q*s", "score: {size}*s", "lo: 3", ""],
+)
 def test_a_spec_that_cannot_be_read_is_an_error(text):
     with pytest.raises(OptionError, match="cannot be read"):
         cli.named_spec(text, 64)
