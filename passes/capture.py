@@ -10,8 +10,12 @@ Keeps: the value of every node; `flashmla::sdpa` runs F.scaled_dot_product_atten
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from types import FunctionType
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from ..ir import Reason, Rejected
@@ -22,6 +26,28 @@ _PARAMETERS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "
 _DEFAULTS = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False}
 
 Left = tuple[Node, Rejected]
+
+
+def _whole_sdpa(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:
+    return torch.ops.flashmla.sdpa.default(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+
+
+def _multi_head() -> Any:
+    """F.multi_head_attention_forward, which Dynamo keeps as one call, with the SDPA inside it kept whole.
+
+    It must not hand over to a torch function mode, AOTAutograd's for one, which would call the original.
+    """
+    theirs = F.multi_head_attention_forward
+    names = {**vars(F), "scaled_dot_product_attention": _whole_sdpa, "has_torch_function": lambda relevant: False}
+    ours = FunctionType(theirs.__code__, names, theirs.__name__, theirs.__defaults__, theirs.__closure__)
+    ours.__kwdefaults__ = theirs.__kwdefaults__
+    return ours
+
+
+whole_multi_head_attention = _multi_head()
 
 
 def needs_gradient(inputs: Sequence[object]) -> bool:
@@ -45,6 +71,8 @@ def capture(module: GraphModule) -> list[Left]:
             left.append((node, Rejected(node.name, Reason.FLEX)))
         elif node.op == "call_function" and node.target in SDPA:
             left += _capture(node)
+        elif node.target is F.multi_head_attention_forward:
+            left += _capture_multi_head(node)
     for child in _graph_modules(module):
         child.recompile()
     return left
@@ -59,6 +87,15 @@ def _capture(node: Node) -> list[Left]:
     node.target = torch.ops.flashmla.sdpa.default
     node.args = tuple(given[name] for name in _PARAMETERS)
     node.kwargs = {}
+    return []
+
+
+def _capture_multi_head(node: Node) -> list[Left]:
+    """dropout_p is its eleventh argument, and acts in training alone, which is its default."""
+    dropout = node.kwargs.get("dropout_p", node.args[10] if len(node.args) > 10 else 0.0)
+    if dropout != 0 and node.kwargs.get("training", True):
+        return [(node, Rejected(node.name, Reason.DROPOUT, f"dropout_p={dropout}"))]
+    node.target = whole_multi_head_attention
     return []
 
 

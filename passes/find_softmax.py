@@ -54,6 +54,10 @@ def _spelled_out(total: Node) -> Iterator[Core]:
         for user in node.users:
             if user.target is aten.div.Tensor and user.args[1] is node and _uncast(user.args[0]) is exp:
                 yield Core(user, exp.args[0], _from_end(exp, total.args[1][0]))
+            elif user.target is aten.reciprocal.default:
+                for weights in (w for one in _through(user) for w in one.users):
+                    if weights.target is aten.mul.Tensor and exp in map(_uncast, weights.args[:2]):
+                        yield Core(weights, exp.args[0], _from_end(exp, total.args[1][0]))
 
 
 def match(core: Core, evaluator: Evaluator) -> Found | None:
@@ -106,10 +110,12 @@ def _operands(product: E.Load, evaluator: Evaluator) -> tuple[Operand, Operand] 
     """q and k of s = Σ_d q[..., i, d] k[..., j, d], whichever side each stands on."""
     found = evaluator.products[product.name]
     *lead, row, column = product.index
-    if (row, column) == (E.i, E.j):
-        return Operand(found.lhs, (*lead, E.i, d)), Operand(found.rhs, (*lead, d, E.j))
-    if (row, column) == (E.j, E.i):
-        return Operand(found.rhs, (*lead, d, E.i)), Operand(found.lhs, (*lead, E.j, d))
+    if any(at.has(E.i) or at.has(E.j) for at in lead):
+        return None
+    if column == E.j and not row.has(E.j):
+        return Operand(found.lhs, (*lead, row, d)), Operand(found.rhs, (*lead, d, E.j))
+    if row == E.j and not column.has(E.j):
+        return Operand(found.rhs, (*lead, d, column)), Operand(found.lhs, (*lead, E.j, d))
     return None
 
 
@@ -165,16 +171,17 @@ def _sizes(core: Core, contraction: Node, other: Node, weights_first: bool) -> S
     logits = core.logits.meta["val"]
     if logits.dim() not in (2, 3, 4, 5) or core.dim not in (-1, -2):
         return None
-    lead = [(static_size_of if at else size_of)(core.logits, at) for at in range(logits.dim() - 2)]
+    heads = [static_size_of(core.logits, at) for at in range(1, logits.dim() - 2)]
+    value_dim = static_size_of(other, -1 if weights_first else -2)
     one = sympy.Integer(1)
     return Sizes(
-        batch=lead[0] if lead else one,
-        heads=sympy.Mul(*lead[1:]),
+        batch=size_of(core.logits, 0) if logits.dim() > 2 else one,
+        heads=sympy.Mul(*heads),
         queries=size_of(core.logits, -1 if core.dim == -2 else -2),
         keys=size_of(other, -2 if weights_first else -1),
         values=size_of(other, -2 if weights_first else -1),
         head_dim=one,
-        value_dim=static_size_of(other, -1 if weights_first else -2),
+        value_dim=value_dim,
     )
 
 
@@ -192,11 +199,13 @@ def _logits_index(core: Core, column: sympy.Basic) -> list[sympy.Basic]:
 
 def _lead(core: Core, contraction: Node, weights_first: bool, evaluator: Evaluator, sizes: Sizes) -> tuple[sympy.Basic, ...] | None:
     """The contraction's batch index as a function of (b, h): () for mm; proved by reading p back from p.v."""
-    expected = tuple(_logits_index(core, E.j))
+    expected = evaluator.canonical(core.weights, _logits_index(core, E.j))
     side = contraction.args[0] if weights_first else contraction.args[1]
     candidates: list[tuple[sympy.Basic, ...]] = [()]
     if contraction.target is aten.bmm.default:
         candidates = [(E.b * sizes.heads + E.h,), (E.h * sizes.batch + E.b,)]
+        single = {symbol: 0 for symbol, size in ((E.b, sizes.batch), (E.h, sizes.heads)) if size == 1}
+        candidates = [(sympy.sympify(lead).subs(single),) for (lead,) in candidates]
     for lead in candidates:
         start = (*lead, E.i, E.j) if weights_first else (*lead, E.j, E.i)
         if any(node is core.weights and index == expected for node, index in peel(evaluator, side, start)):
