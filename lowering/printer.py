@@ -156,7 +156,15 @@ class Printer:
             return "(" + " * ".join([text] * int(power)) + ")"
         if power.is_number and power < 0:
             return f"(1.0 / {self.real(1 / e)})"
+        if base.is_number and base > 0:
+            return f"tl.exp2({self.real(power * sympy.Float(math.log2(base)))})"
         raise LoweringError(f"a power cannot be written in Triton: {e}")
+
+    def _print_floor(self, e: sympy.Basic) -> str:
+        return f"tl.floor({bare(self.real(e.args[0]))}).to(tl.int64)"
+
+    def _print_ceiling(self, e: sympy.Basic) -> str:
+        return f"tl.ceil({bare(self.real(e.args[0]))}).to(tl.int64)"
 
     def _print_FloorDiv(self, e: sympy.Basic) -> str:
         return self._divide(e, "//", "floor_div")

@@ -28,5 +28,6 @@ CASES = {
     "Python's division": Case("score: 0.25*s; residue: ((j - i) % 3 == 1) | ((j - i) // 5 == -2)"),
     "a branch out of range": Case("score: 0.25*s; residue: where(j < n0, T0[b, j], 1) != 0", ("short",), sizes=(18,)),
     "every function": Case(
-        "score: 0.25*s*exp(-0.1*abs(i - j)) + log(1 + i) - sqrt(j)/3 + min(0.5, 0.1*i, 0.01*j) + max(h, 1)**2"),
+        "score: 0.25*s*exp(-0.1*abs(i - j)) + log(1 + i) - sqrt(j)/3 + min(0.5, 0.1*i, 0.01*j) + max(h, 1)**2"
+        " + 2**(-(h + 1)/4)*floor(0.3*i) - ceiling(x0*j)/(i + 1)**2", scalars=(0.05,)),
 }
