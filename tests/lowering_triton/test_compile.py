@@ -1,0 +1,84 @@
+"""Every kernel compiles for every architecture, without a GPU, to tensor core instructions; on sm_90 nothing spills."""
+
+import pytest
+import torch
+
+from mla_compiler.errors import OptionError
+from mla_compiler.ir import AttentionSpec, Site
+from mla_compiler.lowering.compile import build, compile_kernel, compile_spec, kernels_of_sites
+from mla_compiler.lowering.machine import MACHINES
+from mla_compiler.lowering.select import choose
+
+from .attentions import CASES
+
+CAUSAL = AttentionSpec.parse("score: 0.125*s; hi: i + 1; group: 4")
+PRODUCT = {"sm_80": "mma.sync", "sm_89": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma", "gfx942": "v_mfma"}
+
+
+def compiled(spec, queries, dim, arch, dtype=torch.bfloat16, value_dim=None):
+    choice = choose(spec, 1, 8 * spec.group, queries, 8192, dim, value_dim or dim, dtype, MACHINES[arch])
+    return compile_kernel(spec, choice, dim, value_dim or dim, dtype, arch)
+
+
+@pytest.mark.parametrize("arch", MACHINES)
+@pytest.mark.parametrize("queries", [1, 4096])
+def test_every_architecture(arch, queries):
+    kernel = compiled(CAUSAL, queries, 128, arch)
+    code = kernel.amdgcn or kernel.ptx
+    assert PRODUCT[arch if queries > 1 or arch == "gfx942" else "sm_80"] in code
+    assert kernel.registers > 0 and 0 < kernel.shared <= MACHINES[arch].shared_memory
+    assert "tt.dot" in kernel.ttir and "ttg.num-warps" in kernel.ttgir and kernel.llir
+    assert bool(kernel.cubin) == bool(kernel.sass) == (arch != "gfx942")
+
+
+@pytest.mark.parametrize("dims", [(64, 64), (80, 80), (128, 128), (192, 128), (256, 256)], ids=str)
+@pytest.mark.parametrize("queries", [1, 4096])
+def test_nothing_spills_on_hopper(dims, queries):
+    kernel = compiled(CAUSAL, queries, dims[0], "sm_90", value_dim=dims[1])
+    assert kernel.spills == 0
+
+
+@pytest.mark.parametrize("name", ["documents", "mask, summarised", "softcap", "every function"])
+def test_nothing_spills_under_a_mask_or_a_score(name):
+    for queries in (1, 4096):
+        assert compiled(AttentionSpec.parse(CASES[name].spec), queries, 128, "sm_90").spills == 0
+
+
+def test_float32_is_float32():
+    kernel = compiled(CAUSAL, 4096, 64, "sm_90", torch.float32)
+    assert "tf32" not in kernel.ptx and "fma.rn.f32" in kernel.ptx
+
+
+def test_offsets_are_64_bit():
+    """Rows of K are addressed by a 64-bit product of position and stride."""
+    kernel = compiled(CAUSAL, 4096, 64, "sm_90")
+    assert "arith.extsi" in kernel.ttir and "tensor<128x64xi64>" in kernel.ttir
+
+
+@pytest.mark.parametrize("arch", MACHINES)
+def test_merge_and_summarize_compile(arch):
+    from mla_compiler.lowering.decode.merge import merge
+    from mla_compiler.lowering.summary.kernel import summarize
+
+    types = {"parts": "*fp32", "lse": "*fp32", "out": "*bf16"}
+    assert build(merge, types, {"DV": 80, "BLOCK_DV": 128}, arch, 2, 2).asm["llir"]
+    types = {"mask": "*u1", "hull": "*i32", "classes": "*i8"}
+    assert build(summarize, types, {"R": 64, "W": 2}, arch, 4, 2).asm["llir"]
+
+
+def test_the_kernels_of_a_report_come_once_each():
+    shape = "q [1, 8, 4096, 64], k [1, 2, 4096, 64], v [1, 2, 4096, 64]"
+    site = Site(0, "attend", status="fused", spec=str(CAUSAL), shape=shape, dtype="bfloat16", kernel="cpu", config="hull")
+    step = shape.replace("8, 4096", "8, 1")
+    found = kernels_of_sites([site, site, Site(1, "attend", status="fused", spec=str(CAUSAL), shape=step, dtype="bfloat16")], "sm_90")
+    assert [kernel.name for kernel in found] == ["prefill", "decode"]
+    assert all(kernel.source and kernel.ptx for kernel in found)
+
+
+def test_without_a_shape_both_families_are_compiled():
+    assert [kernel.name for kernel in compile_spec(CAUSAL, 64, 64, torch.float16, "sm_90")] == ["prefill", "decode"]
+
+
+def test_an_unknown_architecture_is_an_error():
+    with pytest.raises(OptionError, match="sm_70"):
+        compile_spec(CAUSAL, 64, 64, torch.float16, "sm_70")

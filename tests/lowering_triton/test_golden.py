@@ -1,0 +1,28 @@
+"""The generated kernels, printed."""
+
+import ast
+
+import pytest
+
+from mla_compiler.ir import AttentionSpec
+from mla_compiler.lowering import codegen
+
+from .attentions import CASES
+
+
+@pytest.mark.parametrize("name, family", [
+    ("causal", "prefill"), ("mask, summarised", "prefill"), ("live length", "decode"), ("every function", "decode"),
+])
+def test_source(golden, name, family):
+    golden(f"kernels/{family} {name.replace(',', '')}.txt", codegen.source(AttentionSpec.parse(CASES[name].spec), family))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("family", codegen.FAMILIES)
+def test_source_is_python_that_names_its_meaning(name, family):
+    spec = AttentionSpec.parse(CASES[name].spec)
+    text = codegen.source(spec, family)
+    module = ast.parse(text)
+    assert family in [node.name for node in module.body if isinstance(node, ast.FunctionDef)]
+    assert ast.get_docstring(module).startswith("out[b,h,i,:]") and "visible" in ast.get_docstring(module)
+    assert text == codegen.source.__wrapped__(AttentionSpec.parse(str(spec)), family)

@@ -1,0 +1,88 @@
+"""Which kernel, in which configuration; and what has none."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mla_compiler import lowering
+from mla_compiler.ir import AttentionSpec, Reason
+from mla_compiler.lowering.choice import padded
+from mla_compiler.lowering.compile import shapes_of
+from mla_compiler.lowering.decode import config as decode
+from mla_compiler.lowering.machine import MACHINES
+from mla_compiler.lowering.select import choose, supports
+
+from .attentions import CASES
+
+CAUSAL = AttentionSpec.parse("score: 0.125*s; hi: i + 1; group: 4")
+H100 = MACHINES["sm_90"]
+
+
+def chosen(spec=CAUSAL, batch=1, heads=32, queries=8192, keys=8192, dim=128, dtype=torch.bfloat16, machine=H100):
+    return choose(spec, batch, heads, queries, keys, dim, dim, dtype, machine)
+
+
+@pytest.mark.parametrize("queries, family", [(1, "decode"), (16, "decode"), (17, "prefill"), (8192, "prefill")])
+def test_few_rows_are_packed_and_split(queries, family):
+    assert chosen(queries=queries).family == family
+
+
+def test_parts_fill_the_machine():
+    assert chosen(queries=1, keys=32768).kv_splits * 8 >= 0.85 * 2 * H100.processors
+    assert chosen(queries=1, keys=200).kv_splits == 1
+    assert chosen(batch=64, queries=1).kv_splits == 1
+    assert decode.parts(8, 1 << 20, 64, 132) <= decode.MAX_PARTS
+
+
+def test_an_asked_for_number_of_parts_is_kept():
+    for queries in (1, 8192):
+        assert chosen(AttentionSpec.parse("score: s; kv_splits: 7"), queries=queries).kv_splits == 7
+    assert chosen(AttentionSpec.parse("score: s; kv_splits: 1"), queries=1, keys=1 << 17).kv_splits == 1
+
+
+@pytest.mark.parametrize("arch", MACHINES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("dim", [16, 64, 80, 128, 192, 256])
+@pytest.mark.parametrize("queries", [1, 8, 4096])
+@pytest.mark.parametrize("name", ["causal", "documents"])
+def test_tiles_fit_in_shared_memory(name, queries, dim, dtype, arch):
+    machine = MACHINES[arch]
+    choice = chosen(AttentionSpec.parse(CASES[name].spec), queries=queries, dim=dim, dtype=dtype, machine=machine)
+    tiles = choice.block_m * padded(dim) + 2 * choice.stages * choice.block_n * padded(dim)
+    assert tiles * dtype.itemsize <= machine.shared_memory
+    assert min(choice.block_m, choice.block_n) >= 16
+
+
+def test_every_attention_of_the_tests_has_a_kernel():
+    for case in CASES.values():
+        assert supports(AttentionSpec.parse(case.spec), 128, 128, torch.bfloat16, "cuda") is None
+
+
+@pytest.mark.parametrize("changes, reason", [
+    ({"dtype": torch.float64}, Reason.DTYPE), ({"dtype": torch.complex64}, Reason.DTYPE), ({"head_dim": 512}, Reason.HEAD_DIM),
+    ({"value_dim": 257}, Reason.HEAD_DIM), ({"device_type": "mps"}, Reason.DEVICE),
+    ({"spec": AttentionSpec.parse("score: s**i")}, Reason.SCORE), ({"spec": AttentionSpec.parse("score: s; hi: x0 // 2")}, Reason.MASK),
+], ids=str)
+def test_what_has_no_kernel_says_why(changes, reason):
+    asked = {"spec": CAUSAL, "head_dim": 128, "value_dim": 128, "dtype": torch.bfloat16, "device_type": "cuda", **changes}
+    found, text = lowering.supports(**asked)
+    assert found is reason and text
+
+
+def test_words_for_the_report():
+    shape = ((1, 32, 8192, 128), (1, 8, 8192, 128), (1, 8, 8192, 128))
+    assert lowering.choose(CAUSAL, *shape, torch.float32, torch.device("cpu")) == ("cpu", "hull")
+    assert str(chosen()) == "prefill 128x128, 8 warps, 3 stages"
+
+
+def test_a_symbolic_size_counts_as_4096():
+    assert shapes_of("q [1, 9, s0, 64], k [1, 3, 64, 64], v [1, 3, 64, 32]")[0] == (1, 9, 4096, 64)
+
+
+def test_choosing_imports_no_triton():
+    code = ("import sys, torch; from mla_compiler import lowering; from mla_compiler.ir import AttentionSpec as A; lowering.register(); "
+            "assert lowering.supports(A.parse('score: s; hi: i + 1'), 64, 64, torch.float16, 'cuda') is None; "
+            "assert 'triton' not in sys.modules")
+    subprocess.run([sys.executable, "-c", code], check=True)
