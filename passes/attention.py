@@ -77,8 +77,12 @@ def size_of(node: Node, dim: int) -> sympy.Basic:
 
 
 def static_size_of(node: Node, dim: int) -> sympy.Basic:
-    """A size that a kernel is written for, head_dim or a number of heads: a symbolic one is specialised, by a guard."""
-    return sympy.Integer(int(node.meta["val"].shape[dim]))
+    """A size that a kernel is written for, head_dim or a number of heads: a symbolic one is specialised, by guards."""
+    size = node.meta["val"].shape[dim]
+    if isinstance(size, torch.SymInt):
+        for symbol in size.node.expr.free_symbols:
+            size.node.shape_env.evaluate_expr(symbol)
+    return sympy.Integer(int(size))
 
 
 def as_expr(value: object) -> sympy.Basic:

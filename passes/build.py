@@ -39,6 +39,8 @@ class Builder:
 
         Raises LookupError if a symbol in it is the size of no input.
         """
+        shape_env = self.anchor.meta["val"].fake_mode.shape_env
+        value = shape_env.replace(value) if shape_env is not None else value  # it may have been specialised since
         if value.is_Integer:
             return int(value)
         known = self._known(value)

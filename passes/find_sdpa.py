@@ -25,9 +25,9 @@ def match(node: Node, evaluator: Evaluator) -> Found:
     rejected = _reject(node, q, k, v, mask, dropout_p)
     if rejected:
         return rejected
+    group = _group(q, k, bool(enable_gqa))
     sizes = _sizes(q, k, v)
     evaluator.ranges = sizes.ranges
-    group = _group(q, k, bool(enable_gqa))
     value = E.s * _scale(scale, sizes.head_dim, evaluator)
     if is_causal:
         value = E.Where(E.j <= E.i, value, -sympy.oo)
@@ -61,11 +61,9 @@ def _reject(node: Node, q: Node, k: Node, v: Node, mask: Node | None, dropout_p:
 
 def _sizes(q: Node, k: Node, v: Node) -> Sizes:
     four = q.meta["val"].dim() == 4
-    return Sizes(
-        batch=size_of(q, 0), heads=static_size_of(q, 1) if four else sympy.Integer(1), queries=size_of(q, -2),
-        keys=size_of(k, -2), values=size_of(v, -2), head_dim=static_size_of(q, -1),
-        value_dim=static_size_of(v, -1),
-    )
+    static = {"head_dim": static_size_of(q, -1), "value_dim": static_size_of(v, -1)}
+    heads = static_size_of(q, 1) if four else sympy.Integer(1)
+    return Sizes(batch=size_of(q, 0), heads=heads, queries=size_of(q, -2), keys=size_of(k, -2), values=size_of(v, -2), **static)
 
 
 def _group(q: Node, k: Node, enable_gqa: bool) -> sympy.Basic:
