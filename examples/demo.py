@@ -129,12 +129,15 @@ def verdict(demo: Demo, run: Run, reference: Run) -> str:
 
 
 def table(runs: list[Run], verdicts: list[str], title: str) -> Table:
-    shown = Table(title=title, title_justify="left")
-    for name in ("", "decode, tokens/s", f"against {runs[0].backend}", "prefill, ms", "compile, s", "greedy tokens"):
+    caption = "generate compiles the decode steps only: the prefill is the model's own code in every row"
+    shown = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    ratios = [f"/ {run.backend}" for run in runs[:-1]]
+    for name in ("", "decode, tokens/s", *ratios, "prefill, ms", "compile, s", "greedy tokens"):
         shown.add_column(name, justify="left" if not name or "greedy" in name else "right")
     for run, same in zip(runs, verdicts, strict=True):
-        ratio, compiled = f"{run.speed / runs[0].speed:.2f}x", f"{run.compile:.0f}" if run.compile else "-"
-        shown.add_row(run.backend, f"{run.speed:.1f}", ratio, f"{1e3 * run.prefill:.0f}", compiled, same)
+        faster = [f"{run.speed / peer.speed:.2f}x" for peer in runs[:-1]]
+        compiled = f"{run.compile:.0f}" if run.compile else "-"
+        shown.add_row(run.backend, f"{run.speed:.1f}", *faster, f"{1e3 * run.prefill:.0f}", compiled, same)
     return shown
 
 

@@ -1,0 +1,67 @@
+"""Each example runs, in its own process, and says what it is there to show."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(name: str, *arguments: str) -> str:
+    """What the example prints. The test fails if its exit status is not 0."""
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_example_is_run_here():
+    tested = {"demo.py", "handwritten.py", "packed_documents.py", "long_prefill.py", "inspect_kernel.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py") if not path.name.startswith("_")} == tested
+
+
+def test_handwritten():
+    shown = run("handwritten.py", "--device", "cpu", "--length", "320")
+    assert "3 of 3 attentions fused" in shown
+    assert "speaker[b, i] == speaker[b, j]" in shown
+
+
+def test_packed_documents():
+    shown = run("packed_documents.py", "--device", "cpu", "--random")
+    assert "2 of 2 attentions fused" in shown
+    pairs = re.findall(r"loss alone ([\d.]+), packed ([\d.]+)", shown)
+    assert len(pairs) == 4
+    assert all(alone == packed for alone, packed in pairs)
+
+
+def test_long_prefill():
+    shown = run("long_prefill.py", "--device", "cpu", "--length", "200", "--layers", "2", "--backends", "eager,flashmla")
+    assert "2 of 2 attentions fused" in shown
+    assert "sees j <= i" in shown
+
+
+def test_inspect_kernel(tmp_path):
+    pytest.importorskip("triton")
+    ptx = tmp_path / "kernel.ptx"
+    shown = run("inspect_kernel.py", "--arch", "sm_90", "--length", "2048", "--ptx", str(ptx))
+    assert re.search(r"wgmma [1-9]", shown)
+    assert "registers" in shown
+    assert ".target sm_90a" in ptx.read_text()
+
+
+def test_a_difference_is_an_exit_status():
+    """The examples' own judge, on which these tests rely."""
+    code = (
+        "import torch, _models\n"
+        "truth, eager = torch.zeros(2, dtype=torch.float64), torch.full((2,), 1e-6)\n"
+        "print(_models.judge(eager * 1.9, eager, truth), _models.judge(eager * 2.1, eager, truth),"
+        " _models.judge(eager * float('nan'), eager, truth))"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{EXAMPLES}{os.pathsep}{EXAMPLES.parent}"}
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True).stdout
+    assert shown.splitlines()[-1] == "0 1 1"
