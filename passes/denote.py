@@ -54,7 +54,7 @@ class Evaluator:
 
     `ranges` gives the exclusive upper bound of each index symbol (0 <= symbol < bound): set it before reading.
     `leaves` names the tensors loaded so far, `products` those of them that are matrix products, `scalars` the run-time
-    floats (SymFloat) met. A 0-dim tensor is loaded as if it were of shape [1].
+    floats (SymFloat) met. `ramps` knows of running counts of jumps where they were loaded (see rules_reduce). A 0-dim tensor is loaded as if it were of shape [1].
     """
 
     def __init__(self, graph: fx.Graph) -> None:
@@ -63,6 +63,7 @@ class Evaluator:
         self.leaves: dict[str, fx.Node] = {}
         self.products: dict[str, Product] = {}
         self.scalars: dict[Expr, fx.Node] = {}
+        self.ramps: dict[Expr, tuple[Expr, int]] = {}
         self._states: dict[frozenset[tuple[Expr, Expr]], _State] = {}
         self._state: _State | None = None
         self._sizes: dict[fx.Node, tuple[Expr, ...]] = {}

@@ -253,12 +253,16 @@ class IndexMath:
 
     def _lifted(self, operator: str, a: Expr, c: Expr, choice: Where) -> Expr:
         condition, then, otherwise = choice.args
-        yes, no = self.assume(condition), self.assume(sympy.Not(condition))
-        return ite(
-            condition,
-            yes.relation(operator, a.xreplace({choice: then}), c.xreplace({choice: then})),
-            no.relation(operator, a.xreplace({choice: otherwise}), c.xreplace({choice: otherwise})),
-        )
+        return ite(condition, *(
+            self.assume(given)._of_fixed(operator, a.xreplace({choice: value}), c.xreplace({choice: value}))
+            for given, value in ((condition, then), (sympy.Not(condition), otherwise))
+        ))
+
+    def _of_fixed(self, operator: str, a: Expr, c: Expr) -> Expr:
+        """The relation, with every symbol that can only have one value replaced by it."""
+        bounds = ((s, self.lowest.get(s, sympy.Integer(0))) for s in sorted(a.free_symbols | c.free_symbols, key=str))
+        fixed = {s: low for s, low in bounds if s in self.ranges and self.ranges[s] - low == 1}
+        return self.relation(operator, a.xreplace(fixed), c.xreplace(fixed))
 
     def _equality(self, equal: bool, a: Expr, c: Expr, difference: Expr) -> Expr:
         if self.nonnegative(difference - 1) or self.nonnegative(-difference - 1):
@@ -268,6 +272,14 @@ class IndexMath:
         if a.is_number or not c.is_number and default_sort_key(c) < default_sort_key(a):
             a, c = c, a
         return _RELATION["==" if equal else "!="](a, c)
+
+    def given_equal(self, condition: Expr, a: Expr, c: Expr) -> Expr:
+        """The condition where a = c is known: a is replaced, and terms that stand on both sides cancel."""
+        if not isinstance(condition, sympy.core.relational.Relational) or not condition.has(a):
+            return condition
+        difference = sympy.expand((condition.lhs - condition.rhs).xreplace({a: c}))
+        left = sympy.Add(*(t for t in sympy.Add.make_args(difference) if not t.could_extract_minus_sign()))
+        return self.relation(operator_of(condition), left, sympy.expand(left - difference))
 
     def _with_constant(self, operator: str, a: Expr, c: Expr) -> Expr:
         """An integer beside a number that is none: rounded to the integer that means the same."""

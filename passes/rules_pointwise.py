@@ -199,8 +199,26 @@ def _logic(join: Callable[..., Expr]) -> Rule:
         if at.dtype != torch.bool:
             return None
         values = [as_condition(at, at.operand(name)) for name in ("self", "other")]
-        return None if None in values else join(*values)
+        if None in values:
+            return None
+        joined = join(*values)
+        return _within_ramps(at, joined) if isinstance(joined, sympy.And) else joined
     return rule
+
+
+def _within_ramps(at: At, condition: Expr) -> Expr:
+    """document[i] == document[j] & position[j] <= position[i]  =>  document[i] == document[j] & j <= i
+
+    where document counts the jumps of position, so that within one the positions differ as their indices do.
+    """
+    ramps, parts = at.evaluator.ramps, list(condition.args)
+    for same in [c for c in parts if isinstance(c, sympy.Eq) and c.lhs in ramps and c.rhs in ramps]:
+        (a, dim), (c, _) = ramps[same.lhs], ramps[same.rhs]
+        x, y = same.lhs.index[dim], same.rhs.index[dim]
+        elsewhere = [d for d, (p, q) in enumerate(zip(same.lhs.index, same.rhs.index, strict=True)) if d != dim and p != q]
+        if same.lhs.name == same.rhs.name and not elsewhere:
+            parts = [part if part == same else at.math.given_equal(part, a, c + x - y) for part in parts]
+    return sympy.And(*parts)
 
 
 def _not(at: At) -> Expr | None:

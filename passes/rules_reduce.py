@@ -5,7 +5,7 @@ from __future__ import annotations
 import sympy
 import torch
 
-from ..expr import Expr
+from ..expr import Expr, Load, Where
 from .rules import At, Rule, as_number
 from .rules_pointwise import as_condition
 
@@ -32,7 +32,29 @@ def _cumsum(at: At) -> Expr | None:
     dim = at.dim()
     u = at.evaluator.fresh(at.node, dim, at.size()[dim])
     value = as_number(at.read(at["self"], at.replaced(dim, u)))
-    return value * (at.index[dim] + 1) if value.is_Integer else None
+    if value.is_Integer:
+        return value * (at.index[dim] + 1)
+    count = at.evaluator.leaf(at.node, at.index)
+    ramp = _jumping(value, u)
+    if ramp is not None:
+        at.evaluator.ramps[count] = (ramp.xreplace({u: at.index[dim]}), dim)
+    return count
+
+
+def _jumping(value: Expr, u: Expr) -> Expr | None:
+    """p[u], if value counts the u where p[u] is not p[u - 1] + 1. Where two counts agree, p rises by 1 from one to the other."""
+    if not isinstance(value, Where) or value.args[1:] != (1, 0):
+        return None
+    jumps = [c for c in sympy.And.make_args(value.args[0]) if isinstance(c, sympy.Ne)]
+    starts = [c for c in sympy.And.make_args(value.args[0]) if not isinstance(c, sympy.Ne)]
+    if len(jumps) != 1 or any(c != sympy.Le(1, u) and c != sympy.Ge(u, 1) for c in starts):
+        return None
+    step = sympy.expand(jumps[0].lhs - jumps[0].rhs)
+    for load in sorted(step.atoms(Load), key=str):
+        ramp = sympy.expand(load - load.xreplace({u: u - 1}) - 1)
+        if u in load.free_symbols and sympy.expand(ramp - step) * sympy.expand(ramp + step) == 0:
+            return load
+    return None
 
 
 def _any_or_all(at: At) -> Expr | None:
