@@ -6,6 +6,7 @@ INFO tells what was found, DEBUG (`+`) prints the graphs; the structured trace g
 from __future__ import annotations
 
 import logging
+import sys
 
 import torch
 from torch.fx import Graph, GraphModule
@@ -13,10 +14,15 @@ from torch.fx import Graph, GraphModule
 log = logging.getLogger(__name__)
 
 
-def log_graph(name: str, graph: Graph | GraphModule) -> None:
-    """Log the graph, and trace it, under `name` ("before", "after", ...); its text is made only if someone wants it."""
+def log_graph(name: str, graph: Graph | GraphModule, show: bool = False) -> None:
+    """Log the graph, and trace it, under `name` ("before", "after", ...), and print it to standard error if `show`.
+
+    Its text is made only if someone wants it.
+    """
     if log.isEnabledFor(logging.DEBUG):
         log.debug("graph %s\n%s", name, readable(graph))
+    if show:
+        print(f"flashmla: graph {name}\n{readable(graph)}", file=sys.stderr)
     trace(name, graph)
 
 

@@ -45,3 +45,14 @@ def test_a_bare_graph_can_be_read():
     graph = torch.fx.Graph()
     graph.output(graph.call_function(torch.relu, (graph.placeholder("x"),)))
     assert "relu" in logs.readable(graph)
+
+
+def test_a_graph_is_shown_if_asked(capsys):
+    graph = torch.fx.symbolic_trace(lambda x: x * 3)
+    logs.log_graph("after", graph)
+    assert capsys.readouterr() == ("", "")
+    logs.log_graph("after", graph, show=True)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("flashmla: graph after\n")
+    assert "x * 3" in err

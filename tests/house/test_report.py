@@ -14,7 +14,7 @@ from mla_compiler import report_store
 from mla_compiler.errors import ReportError
 from mla_compiler.ir import Site
 from mla_compiler.report import Report
-from mla_compiler.report_table import change, merge_names, ranges, rows
+from mla_compiler.report_table import change, merge_names, pass_times, ranges, rows
 
 from .reports import LAYER, LEFT, layers, mixed
 
@@ -62,6 +62,17 @@ def test_rich_renders_the_same_words_in_colour():
 
 def test_nothing_found_says_so():
     assert str(Report()) == "flashmla: no attention found"
+
+
+def test_a_lost_report_does_not_say_that_nothing_was_found():
+    shown = " ".join(str(Report(meta={"lost": True})).split())
+    assert "whose report is gone" in shown
+    assert "TORCHINDUCTOR_FORCE_DISABLE_CACHES=1" in shown
+
+
+def test_pass_times_are_in_order():
+    assert pass_times(Report(meta={"passes": {"find": 0.0291, "emit": 0.5}})) == "find 29.1 ms, emit 500.0 ms"
+    assert pass_times(Report()) == ""
 
 
 def test_only_like_sites_share_a_row():
