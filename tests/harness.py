@@ -5,6 +5,7 @@ Also what every coverage test shares: the compile options that keep C++ compiler
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,9 +56,10 @@ def assert_within_twice(compiled: list[Tensor], eager: list[Tensor], truth: list
 
 
 class Steps:
-    """`forward`, and how many graphs had been compiled after each call of it."""
+    """`forward`, and how many graphs had been compiled after each call of it. generate reads its signature."""
 
     def __init__(self, forward: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, forward)
         self.forward, self.graphs = forward, []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

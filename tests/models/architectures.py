@@ -25,7 +25,8 @@ class Architecture:
     """One model family. `sites` counts the attentions of one forward; `decode_sites` those of a decode step with a cache.
 
     `kind`: decoder, encoder, encoder_decoder, vision or two_towers. `positions`: takes position_ids.
-    `window`: some layers see only the last WINDOW keys. `caches`: those that its own eager code can decode with.
+    `window`: some layers see only the last WINDOW keys. `caches`: those it can decode with: Falcon's
+    ALiBi fails in eager with a static cache, MPT slices by its length counter, which Dynamo cannot trace.
     """
 
     name: str
@@ -124,7 +125,7 @@ ARCHITECTURES = {a.name: a for a in (
     Architecture("cohere2", "decoder", _causal(hf.Cohere2Config, sliding_window=WINDOW, layer_types=_MIXED), window=True),
     Architecture("gpt_oss", "decoder", _gpt_oss(), window=True),
     Architecture("bloom", "decoder", _causal(hf.BloomConfig, n_head=4, n_layer=2), positions=False),
-    Architecture("mpt", "decoder", _mpt, positions=False),
+    Architecture("mpt", "decoder", _mpt, positions=False, caches=("dynamic",)),
     Architecture("gpt2", "decoder", _gpt2),
     Architecture("falcon_alibi", "decoder", _causal(
         hf.FalconConfig, alibi=True, new_decoder_architecture=False, multi_query=False), positions=False, caches=("dynamic",)),
@@ -141,12 +142,14 @@ ARCHITECTURES = {a.name: a for a in (
 
 
 def model(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The same weights each time, drawn in float32 and rounded to `dtype`; in eval mode."""
+    """The same weights each time, drawn in float32 and rounded to `dtype`; in eval mode. Grouped matmul knows no float64."""
     torch.manual_seed(0)
     built = ARCHITECTURES[name].build().eval()
     with torch.no_grad():
         for weight_name, weight in built.named_parameters():
             _draw(weight_name, weight)
+    if dtype == torch.float64:
+        built.set_experts_implementation("eager")
     return built.to(dtype)
 
 

@@ -115,17 +115,23 @@ def two_towers_padded(model: PreTrainedModel, forward: Forward) -> list[Tensor]:
 
 # -------------------------------------------------------------------------------------------------------------- decode
 
-def _decode(forward: Forward, cache: object, steps: int = STEPS, **extra: object) -> list[Tensor]:
+def _decode(
+    forward: Forward, cache: object, steps: int = STEPS, given_positions: bool = False, **extra: object
+) -> list[Tensor]:
+    """`given_positions`: OPT would else slice by the length of the static cache, which Dynamo cannot trace."""
     name = "decoder_input_ids" if "encoder_outputs" in extra else "input_ids"
-    fed = tokens(steps, seed=4)
-    return [forward(**{name: fed[:, [at]]}, past_key_values=cache, **extra).logits for at in range(steps)]
+    fed, outputs = tokens(steps, seed=4), []
+    for at in range(steps):
+        positions = {"position_ids": torch.full((BATCH, 1), PROMPT + at)} if given_positions else {}
+        outputs.append(forward(**{name: fed[:, [at]]}, past_key_values=cache, **positions, **extra).logits)
+    return outputs
 
 
 def decoder_static(model: PreTrainedModel, forward: Forward) -> list[Tensor]:
     """Prefilled by the eager model, then decoded by `forward`: as generate does it."""
     cache = StaticCache(config=model.config, max_cache_len=MAX_LEN)
     model(input_ids=tokens(), past_key_values=cache)
-    return _decode(forward, cache)
+    return _decode(forward, cache, given_positions=model.config.model_type == "opt")
 
 
 def decoder_dynamic(model: PreTrainedModel, forward: Forward) -> list[Tensor]:

@@ -118,7 +118,6 @@ SOFTMAXES: dict[str, Callable[[Tensor], Tensor]] = {
     "cast": lambda x: torch.softmax(x.float(), dim=-1).type_as(x),
     "spelled": _spelled,
     "spelled_amax": _spelled_amax,
-    "log": lambda x: torch.exp(x - torch.logsumexp(x, dim=-1, keepdim=True)),
     "dropout": lambda x: F.dropout(torch.softmax(x, dim=-1), p=0.1, training=False),
 }
 
