@@ -147,7 +147,7 @@ def support(run: Run) -> None:
 
 def summarize(run: Run) -> None:
     for site in run.advance():
-        found = run.under(site)
+        run.under(site)
         builder = Builder(run.graph, site.anchor)
         assert site.spec is not None
         site.spec = summarize_masks.rewrite(site.spec, run.summaries, builder, run.evaluator.leaves)

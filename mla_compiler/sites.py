@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from . import expr as E
 from .costs import estimate, shape_text
-from .ir import AttentionSpec, Site
+from .ir import Site
 
 if TYPE_CHECKING:
     from .pipeline import Progress, Run
@@ -21,7 +21,8 @@ _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<functio
 
 def describe(index: int, site: Progress, run: Run) -> Site:
     """The record that the report shows."""
-    place = {"index": index, "name": site.name, "source": source_of(site.anchor), "layer": layer_of(site.anchor)}
+    where = {"source": source_of(site.anchor), "layer": layer_of(site.anchor)}
+    place: dict[str, Any] = {"index": index, "name": site.name, **where}
     if site.rejected is not None:
         return Site(**place, reason=str(site.rejected), **_operand_facts(site))
     assert site.attend is not None and site.spec is not None and site.found is not None
@@ -70,7 +71,7 @@ def _value(site: Progress) -> torch.Tensor:
     return site.attend.args[0].meta["val"]  # type: ignore[union-attr]
 
 
-def _operand_facts(site: Progress) -> dict[str, str]:
+def _operand_facts(site: Progress) -> dict[str, Any]:
     node = site.attend or site.anchor
     args = [arg.meta["val"] for arg in node.args[:3] if isinstance(arg, Node)]
     facts = {"dtype": str(args[0].dtype).removeprefix("torch."), "device": str(args[0].device)} if args else {}

@@ -1,7 +1,7 @@
 """p = exp(y) / sum_j exp(y);  out = p @ v   =>  Attention(score = y without its row constants, s = the q.k product in y)
 
 The core is found by its two sums: exp over its own sum (or aten._softmax), then a contraction with v. All that stands around
-it, scale before or after, masks, softcap, sinks by cat, views, casts, is *read* by the evaluator: there is no list of spellings.
+it, scale before or after, masks, softcap, sinks by cat, views, casts, is *read* by the evaluator: no list of spellings.
 
 Needs: the functional graph. Keeps: everything; this pass only reads.
 """
@@ -127,7 +127,7 @@ def _row_constants(value: sympy.Basic, evaluator: Evaluator) -> sympy.Basic:
     """The row maxima and the like that are subtracted from y: they cancel in the softmax."""
     terms = []
     for term in sympy.Add.make_args(value):
-        coefficient, load = term.as_coeff_Mul()
+        _, load = term.as_coeff_Mul()
         if isinstance(load, E.Load) and not load.has(E.j) and _reduces(evaluator.leaves[load.name]):
             terms.append(term)
     return sympy.Add(*terms)
@@ -188,7 +188,8 @@ def _sizes(core: Core, contraction: Node, other: Node, weights_first: bool) -> S
 def _logits_index(core: Core, column: sympy.Basic) -> list[sympy.Basic]:
     """Index of y at (b, h, i, column); further leading dimensions are heads, the last fastest."""
     shape = core.logits.meta["val"].shape
-    heads, rest = [], E.h
+    heads: list[sympy.Basic] = []
+    rest: sympy.Basic = E.h
     for at in reversed(range(1, len(shape) - 2)):
         size = static_size_of(core.logits, at)
         heads.insert(0, E.PythonMod(rest, size) if at > 1 else rest)
@@ -197,7 +198,9 @@ def _logits_index(core: Core, column: sympy.Basic) -> list[sympy.Basic]:
     return [*lead, column, E.i] if core.dim == -2 else [*lead, E.i, column]
 
 
-def _lead(core: Core, contraction: Node, weights_first: bool, evaluator: Evaluator, sizes: Sizes) -> tuple[sympy.Basic, ...] | None:
+def _lead(
+    core: Core, contraction: Node, weights_first: bool, evaluator: Evaluator, sizes: Sizes
+) -> tuple[sympy.Basic, ...] | None:
     """The contraction's batch index as a function of (b, h): () for mm; proved by reading p back from p.v."""
     expected = evaluator.canonical(core.weights, _logits_index(core, E.j))
     side = contraction.args[0] if weights_first else contraction.args[1]

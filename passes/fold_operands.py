@@ -35,7 +35,9 @@ class Axis:
 
 @dataclass(frozen=True)
 class Grid:
-    """An operand as a grid: `axes` by name (b, h, row, d; a missing one has one element, or is broadcast), constant dimensions in `selects`.
+    """An operand as a grid: `axes` by name (b, h, row, d), constant dimensions in `selects`.
+
+    An axis that is missing has one element, or is broadcast.
 
     `merged`: batch and head lie in one dimension, the head fastest, `heads` of them.
     """

@@ -32,15 +32,16 @@ def peel(evaluator: Evaluator, node: Node, index: Sequence[sympy.Basic]) -> Iter
 def _step(evaluator: Evaluator, node: Node, index: tuple[sympy.Basic, ...]) -> Place | None:
     name = operator_name(node)
     if name in _CASTS:
-        source, moved = node.args[0], index
+        source: object = node.args[0]
+        moved: Sequence[sympy.Basic] | None = index
         if not all(isinstance(x, Node) and x.meta["val"].dtype.is_floating_point for x in (source, node)):
             return None
     elif name in VIEWS:
         at = At(evaluator, node, index, evaluator.arguments(node))
         source, moved = at.source, VIEWS[name](at)
-        if moved is None:
-            return None
     else:
+        return None
+    if moved is None:
         return None
     assert isinstance(source, Node) and isinstance(source.meta["val"], torch.Tensor)
     return source, evaluator.canonical(source, moved)
