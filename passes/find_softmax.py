@@ -62,7 +62,7 @@ def _spelled_out(total: Node) -> Iterator[Core]:
 
 def match(core: Core, evaluator: Evaluator) -> Found | None:
     """Read one softmax; None if its weights meet no contraction, so that it is no attention."""
-    end = _contraction(core.weights)
+    end = _contraction(core.weights) or _dropped(core.weights)
     if end is None or isinstance(end, Rejected):
         return end
     contraction, weights_first = end
@@ -70,6 +70,8 @@ def match(core: Core, evaluator: Evaluator) -> Found | None:
     sizes = _sizes(core, contraction, other, weights_first)
     if sizes is None:
         return Rejected(contraction.name, Reason.SOFTMAX, f"shape {tuple(core.logits.meta['val'].shape)}")
+    if 0 in dataclasses.astuple(sizes):
+        return Rejected(contraction.name, Reason.EMPTY)
     evaluator.ranges = sizes.ranges
     lead = _lead(core, contraction, weights_first, evaluator, sizes)
     if lead is None:
@@ -153,6 +155,23 @@ def _contraction(weights: Node) -> tuple[Node, bool] | Rejected | None:
         return Rejected(ends[0][0].name, Reason.SHARED, ", ".join(sorted(n.name for n in outside)) or "two contractions")
     contraction, node = ends[0]
     return contraction, contraction.args[0] is node
+
+
+def _dropped(weights: Node) -> Rejected | None:
+    """Weights that reach p.v through a product with random numbers."""
+    for node in _reached(weights):
+        for user in node.users:
+            if user.target is aten.mul.Tensor and any(_is_random(x) for x in user.all_input_nodes if x is not node):
+                scaled = next((u for u in user.users if u.target is aten.mul.Tensor), user)
+                return Rejected(user.name, Reason.DROPOUT) if _contraction(scaled) is not None else None
+    return None
+
+
+def _is_random(node: Node) -> bool:
+    """Drawn from a generator, or compared and cast from what is."""
+    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        return True
+    return node.target in (*CASTS, aten.gt.Scalar, aten.lt.Scalar) and _is_random(node.args[0])
 
 
 def _reached(weights: Node) -> Iterator[Node]:
