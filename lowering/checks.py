@@ -35,7 +35,8 @@ def check_operands(
     if heads % group or k.shape[:2] != (batch, heads // group) or k.shape[3] != dim:
         raise OperandError(f"attend: with q {list(q.shape)} and group {group}, k is {_wanted(q, group)}; found {list(k.shape)}")
     if v.shape[:3] != k.shape[:3]:
-        raise OperandError(f"attend: with k {list(k.shape)}, v is [{', '.join(map(str, k.shape[:3]))}, Dv]; found {list(v.shape)}")
+        wanted = f"[{', '.join(map(str, k.shape[:3]))}, Dv]"
+        raise OperandError(f"attend: with k {list(k.shape)}, v is {wanted}; found {list(v.shape)}")
     if len(sizes) < size_count or len(scalars) < scalar_count:
         raise OperandError(
             f"attend: the spec reads {size_count} sizes and {scalar_count} scalars; found {len(sizes)} and {len(scalars)}"

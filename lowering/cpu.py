@@ -15,14 +15,14 @@ from ..ir import TILE
 from ..ops import output_like, sdpa_output_like
 from .checks import check_operands
 from .cpu_plan import Plan, plan_of
-from .cpu_rows import Hull, Rows, exact, fused, hull_of, merge
+from .cpu_rows import FEW_ROWS, Hull, Rows, exact, fused, hull_of, merge
 from .torch_index import box
 
 BLOCK_ROWS = 256
 """Query rows that share one hull. A multiple of TILE."""
 
-LOGITS = 1 << 24
-"""Elements of the largest block of logits that is ever written to memory."""
+LOGITS = 1 << 21
+"""Elements of a block of logits that is written to memory: 8 MiB of float32, about a last-level cache."""
 
 
 def attend(
@@ -52,9 +52,10 @@ def attend(
 
 def _fused_scale(q: Tensor, v: Tensor, plan: Plan, env: tuple) -> float | None:
     """The scale to give to SDPA; None if the softmax has to be written out."""
-    few_with_sink = plan.sink is not None and q.shape[2] <= 16
-    if plan.scale is None or plan.spec.kv_splits > 1 or q.shape[3] != v.shape[3] or few_with_sink:
+    if plan.scale is None or plan.spec.kv_splits > 1 or q.shape[3] != v.shape[3]:
         return None
+    if q.shape[2] <= FEW_ROWS and (plan.sink is not None or q.dtype is torch.float16):
+        return None  # a sink would copy the keys; float16 products are emulated: float32 is quicker
     scale = float(plan.scale(None, None, None, None, *env))
     return scale if scale > 0 else None
 

@@ -21,6 +21,9 @@ from ..ir import TILE
 from .cpu_plan import Plan
 from .torch_index import Axis, Value, axis, box, values
 
+FEW_ROWS = 16
+"""Up to so many query rows, reading the keys costs more than computing with them."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -114,17 +117,13 @@ def fused(rows: Rows, hull: Hull, scale: float, out: Tensor) -> None:
         k, v, mask = _with_sink(rows, k, v, mask)
     if mask is not None:
         mask = mask.expand(*mask.shape[:-2], rows.q.shape[2], k.shape[2])
-    if rows.group == 1 or not _folds(rows):
+    if rows.group == 1 or rows.q.shape[2] > FEW_ROWS:
         out.copy_(F.scaled_dot_product_attention(rows.q, k, v, attn_mask=mask, scale=scale, enable_gqa=rows.group > 1))
         return
+    # A group's queries go together, so that a key is read once for all of them.
     found = F.scaled_dot_product_attention(fold(rows.q, rows.group), k, v, attn_mask=_fold_mask(rows, mask), scale=scale)
     apart = (*k.shape[:2], rows.group, *out.shape[2:])
     out.view(apart).copy_(found.view(apart))
-
-
-def _folds(rows: Rows) -> bool:
-    """Few rows: a group's queries go together, so that a key is read once for all of them."""
-    return rows.q.shape[2] <= 16
 
 
 def fold(x: Tensor, group: int) -> Tensor:
@@ -145,17 +144,20 @@ def _dense(x: Tensor) -> Tensor:
 
 
 def _with_sink(rows: Rows, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """A sink is one more key with a logit of its own (k = 0, bias = sink) and no value (v = 0)."""
+    """A sink is one more key with a logit of its own (k = 0, bias = sink) and no value (v = 0).
+
+    Masked keys fill up to a multiple of 32: matrix products of bfloat16 are slow at odd lengths.
+    """
     assert rows.plan.sink is not None
-    dtype = rows.plan.dtype
-    sink = torch.as_tensor(rows.plan.sink(*rows.index, None, *rows.env), dtype=dtype)
+    seen, fill = k.shape[2], 31 - k.shape[2] % 32
+    sink = torch.as_tensor(rows.plan.sink(*rows.index, None, *rows.env), dtype=rows.plan.dtype)
     if mask is None:
-        mask = torch.zeros((), dtype=dtype)
+        mask = sink.new_zeros(1, 1, 1, 1)
     elif mask.dtype is torch.bool:
-        mask = torch.zeros((), dtype=dtype).masked_fill(~mask, -torch.inf)
-    shape = torch.broadcast_shapes(mask.shape, (*(sink.shape if sink.dim() else (1, 1, 1, 1))[:3], k.shape[2]))
-    return F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1)), torch.cat(
-        [mask.expand(shape), sink.expand(*shape[:3], 1)], -1)
+        mask = torch.where(mask, 0, sink.new_full((), -torch.inf))
+    lead = torch.broadcast_shapes(mask.shape[:3], sink.shape[:3])
+    columns = [mask.expand(*lead, seen), sink.expand(*lead, 1), sink.new_full((*lead, fill), -torch.inf)]
+    return F.pad(k, (0, 0, 0, 1 + fill)), F.pad(v, (0, 0, 0, 1 + fill)), torch.cat(columns, -1)
 
 
 Part: TypeAlias = tuple[Tensor, Tensor, Tensor]

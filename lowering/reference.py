@@ -7,6 +7,7 @@ skipped, split or folded. `dtype` below float64 gives the same formula in the wo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,11 +17,25 @@ from .torch_expr import compile
 from .torch_index import box, values
 
 
-def visible(spec: AttentionSpec, batch: int, heads: int, rows: int, columns: int, *env: Sequence) -> Tensor:
+def visible(spec: AttentionSpec, batch: int, heads: int, rows: int, columns: int, *env: Any) -> Tensor:
     """Bool [B, H, T, S]: which keys a query sees. `env` is tables, sizes, scalars."""
     index = [values(at) for at in box(batch, heads, (0, rows), (0, columns))]
     seen = compile(spec.predicate, torch.float64)(*index, *env)
     return torch.as_tensor(seen).expand(batch, heads, rows, columns)
+
+
+def logits(
+    q: Tensor, k: Tensor, tables: Sequence[Tensor], sizes: Sequence[int], scalars: Sequence[float], spec: AttentionSpec
+) -> tuple[Tensor, Tensor]:
+    """a [B, H, T, S], -inf where not visible, and the sink [B, H, T, 1], -inf without one. Products are in q's dtype."""
+    env, real = (tables, sizes, scalars), torch.promote_types(q.dtype, torch.float32)
+    k = k.repeat_interleave(spec.group, 1)
+    shape = (*q.shape[:3], k.shape[2])
+    index = [values(at) for at in box(shape[0], shape[1], (0, shape[2]), (0, shape[3]))]
+    s = (q @ k.transpose(-1, -2)).to(real)
+    a = torch.as_tensor(compile(spec.score, real)(*index, *env, s), dtype=real).expand(shape)
+    sink = -torch.inf if spec.sink is None else compile(spec.sink, real)(*index, *env)
+    return a.masked_fill(~visible(spec, *shape, *env), -torch.inf), torch.as_tensor(sink, dtype=real).expand(*shape[:3], 1)
 
 
 def attend(
@@ -32,16 +47,8 @@ def attend(
     Products are in `dtype`, the softmax in at least float32, as models write it.
     """
     spec = AttentionSpec.parse(text)
-    env, real = (tables, sizes, scalars), torch.promote_types(dtype, torch.float32)
-    k, v = (x.repeat_interleave(spec.group, 1).to(dtype) for x in (k, v))
-    shape = (*q.shape[:3], k.shape[2])
-    index = [values(at) for at in box(*shape[:2], (0, shape[2]), (0, shape[3]))]
-    s = (q.to(dtype) @ k.transpose(-1, -2)).to(real)
-    a = torch.as_tensor(compile(spec.score, real)(*index, *env, s), dtype=real).expand(shape)
-    a = a.masked_fill(~visible(spec, *shape, *env), -torch.inf)
-    top = a.amax(-1, keepdim=True).clamp(min=torch.finfo(real).min) if shape[3] else a.new_zeros(*shape[:3], 1)
-    p = (a - top).exp()
+    a, sink = logits(q.to(dtype), k.to(dtype), tables, sizes, scalars, spec)
+    a = torch.cat([a, sink], -1)
+    p = (a - a.amax(-1, keepdim=True).clamp(min=torch.finfo(a.dtype).min)).exp()
     total = p.sum(-1, keepdim=True)
-    if spec.sink is not None:
-        total = total + (torch.as_tensor(compile(spec.sink, real)(*index, *env), dtype=real) - top).exp()
-    return torch.where(total == 0, 0, p / total).to(dtype) @ v
+    return torch.where(total == 0, 0, p / total)[..., :-1].to(dtype) @ v.to(dtype).repeat_interleave(spec.group, 1)

@@ -159,8 +159,7 @@ def _known(symbol: sympy.Symbol) -> str:
 def _literal(e: sympy.Basic, kind: str) -> str:
     if kind == "int" and e.is_Integer:
         return str(int(e)) if e >= 0 else f"({int(e)})"
-    number = float(e)
-    return f"({number!r})" if math.isfinite(number) else f"({'-' if number < 0 else ''}inf)" if not math.isnan(number) else "nan"
+    return f"({float(e)!r})"  # inf and nan are names of the program
 
 
 # ------------------------------------------------------------------------------------------------------------- run time

@@ -16,12 +16,9 @@ TABLES = {"M0": ("b", "j"), "T1": ("b", "i"), "F2": ("h",), "F3": ("b", "h", "i"
 
 def _load(draw, letter):
     name = draw(st.sampled_from([name for name in TABLES if name[0] == letter]))
-    index = [draw(st.sampled_from([getattr(E, axis)] * 3 + [getattr(E, axis) + 1, E.FloorDiv(E.i + E.j, 2)])) for axis in TABLES[name]]
+    axes = [getattr(E, axis) for axis in TABLES[name]]
+    index = [draw(st.sampled_from([axis, axis, axis, axis + 1, E.FloorDiv(E.i + E.j, 2)])) for axis in axes]
     return E.Load(E.table(name), *index)
-
-
-def _floordiv(x, y):
-    return E.FloorDiv(x, y)
 
 
 @st.composite
@@ -41,7 +38,7 @@ def integers(draw, depth=2):
         case 3:
             return x * y
         case 4:
-            return _floordiv(x, sympy.Integer(draw(st.integers(1, 5))))
+            return E.FloorDiv(x, sympy.Integer(draw(st.integers(1, 5))))
         case 5:
             return E.PythonMod(x, sympy.Integer(draw(st.integers(1, 5))))
         case 6:
@@ -87,6 +84,11 @@ def reals(draw, depth=2, leaves=(E.s, *SCALARS)):
         case 5:
             return sympy.Min(x, y) if draw(st.booleans()) else sympy.Max(x, y)
     return E.Where(draw(conditions(depth - 1)), x, y)
+
+
+def canonical(e):
+    """As sympy builds it from its parts: two steps can leave `p | q | ~p`, which one step folds to True."""
+    return e.func(*map(canonical, e.args)) if e.args else e
 
 
 _FUNCTIONS = {

@@ -139,7 +139,7 @@ def of_a_row(e):
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=1000, deadline=None)
 def test_random_specs(data):
     spec = AttentionSpec(
         score=data.draw(reals(1)),
