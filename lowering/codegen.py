@@ -86,7 +86,8 @@ def _hook(name: str, arguments: str, expr: sympy.Basic, scale: float = 1.0) -> H
 def _scaled(expr: sympy.Basic, scale: float) -> sympy.Basic:
     """scale * expr, with the numbers of each term multiplied out."""
     terms = sympy.Add.make_args(expr)
-    return sympy.Add(*(sympy.Mul(sympy.Float(number * scale), rest) for number, rest in (t.as_coeff_Mul() for t in terms)))
+    factored = (term.as_coeff_Mul() for term in terms)
+    return sympy.Add(*(sympy.Mul(sympy.Float(number * scale), rest) for number, rest in factored))
 
 
 @lru_cache(maxsize=1024)
@@ -121,8 +122,8 @@ def _entry(spec: AttentionSpec, text: str) -> str:
     strides = [name for name in names if "_stride" in name]
     text = text.replace("operands, ", "".join(f"{name}, " for name in names))
     text = text.replace("    env = operands", _fill(f"    env = ({', '.join(names) or '0'},)", 11))
-    text = text.replace(_JIT_END, "".join(f', "{name}"' for name in loose)
-                        + (f"],\n            do_not_specialize_on_alignment={json.dumps(strides)})" if strides else _JIT_END), 1)
+    end = f"], do_not_specialize_on_alignment={json.dumps(strides)})" if strides else _JIT_END
+    text = text.replace(_JIT_END, "".join(f', "{name}"' for name in loose) + end, 1)
     head, body = text.split("):\n", 1)
     jit, signature = head.split("\ndef ")
     return "\n".join([_fill(jit, 12), _fill(f"def {signature}):", signature.index("(") + 5), body])

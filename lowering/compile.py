@@ -97,7 +97,7 @@ def compile_kernel(
         "BLOCK_D": padded(head_dim), "BLOCK_DV": padded(value_dim), "STAGES": choice.stages, "UPCAST": False,
         "IN_PARTS": choice.kv_splits > 1,
     }
-    types = {name: _DTYPES[dtype] for name in ("q", "k", "v", "out")}
+    types = dict.fromkeys(("q", "k", "v", "out"), _DTYPES[dtype])
     types |= {"lse": "*fp32"} | ({"out": "*fp32"} if choice.family == "decode" and choice.kv_splits > 1 else {})
     built = build(function, types, constants, arch, choice.warps, choice.stages)
     return record(built, choice.family, arch, str(spec), str(choice), source)
@@ -119,7 +119,7 @@ def build(function: Any, types: dict[str, str], constants: dict[str, Any], arch:
             values[at,] = constants[name]
         elif name.endswith("strides"):
             values[at, 3] = 1
-            attributes.update({(at, dim): _ALIGNED for dim in range(3)})
+            attributes.update(dict.fromkeys(((at, dim) for dim in range(3)), _ALIGNED))
         elif signature[name].startswith("*"):
             attributes[at,] = _ALIGNED
     source = ASTSource(function, signature, values, attributes)
@@ -169,5 +169,5 @@ def this_arch() -> str:
     if not torch.cuda.is_available():
         return DEFAULT_ARCH
     machine = machine_of(torch.device("cuda", torch.cuda.current_device()))
-    same = [name for name, known in MACHINES.items() if (known.backend, known.capability) == (machine.backend, machine.capability)]
-    return same[0] if same else DEFAULT_ARCH
+    kind = (machine.backend, machine.capability)
+    return next((name for name, known in MACHINES.items() if (known.backend, known.capability) == kind), DEFAULT_ARCH)

@@ -89,7 +89,7 @@ class Printer:
             text = self._named(index)
             wide = text if index.is_number else f"{text}.to(tl.int64)"
             terms.append(f"{wide} * {self._use(f'{e.name}_stride{dim}')}")
-            if index not in (E.b, E.h):
+            if index not in (E.b, E.h) and not index.is_number:
                 inside += [] if index.is_nonnegative else [f"({text} >= 0)"]
                 inside.append(f"({text} < {self._use(f'{e.name}_length{dim}')})")
         return " + ".join(terms) + (f",\n             mask={' & '.join(inside)}, other=0" if inside else "")

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from ..hooks import HAS_SINK, sink
-from ..scan import hull, join_sink, load_rows, normalise, scan, tile_range
+from ..scan import hull, join_sink, normalise, scan, tile_range
 
 
 @triton.jit

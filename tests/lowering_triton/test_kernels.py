@@ -1,10 +1,9 @@
 """Prefill and decode under Triton's interpreter: error <= 2 x that of the formula in the working dtype, from float64."""
 
 import pytest
-import torch
 
 from .attentions import CASES
-from .cases import DECODE, PREFILL, Case, errors
+from .cases import DECODE, Case, errors
 
 
 def check(interpreted, case: Case) -> None:

@@ -15,7 +15,8 @@ from .cases import Case
 from .test_kernels import check
 
 
-@pytest.mark.parametrize("name", ["causal, aligned to the end", "sinks", "mask, summarised", "live length", "documents", "bias"])
+@pytest.mark.parametrize(
+    "name", ["causal, aligned to the end", "sinks", "mask, summarised", "live length", "documents", "bias"])
 def test_three_parts(interpreted, name):
     check(interpreted, CASES[name].but(queries=5, choice=Choice("decode", 16, 16, 4, 1, 3)))
 
@@ -24,8 +25,8 @@ def test_any_number_of_parts(interpreted):
     @settings(max_examples=10, deadline=None)
     @given(st.integers(1, 40), st.integers(1, 90), st.integers(0, 100), st.sampled_from([16, 32]))
     def same(parts, keys, live, block_n):
-        case = Case("score: 0.25*s; hi: i + n0; sink: F0[h]", ("sinks",), sizes=(live,), queries=2, keys=keys,
-                    dtype=torch.float32, choice=Choice("decode", 16, block_n, 4, 1, parts))
+        case = Case("score: 0.25*s; hi: i + n0; sink: F0[h]", ("sinks",), sizes=(live,), queries=4, keys=keys,
+                    choice=Choice("decode", 16, block_n, 4, 1, parts))
         check(interpreted, case)
 
     same()
