@@ -30,6 +30,7 @@ from .options import Options
 from .passes.capture import capture, leave_for_gradient, needs_gradient
 from .pipeline import Run, run_passes
 from .report import Report, record
+from .report_table import pass_times
 from .sites import layer_of, source_of
 
 HOOK = "joint_custom_pre_pass"
@@ -52,6 +53,7 @@ def flashmla(
     else:
         log_graph("captured", module)
         compilation.leave(capture(module))
+        compilation.hooked = True
         patches = {**patches, HOOK: compilation}
     started = time.perf_counter()
     compiled = compile_fx(module, inputs, config_patches=patches)
@@ -68,18 +70,19 @@ class Compilation(CustomGraphPass):
     input_names: list[str]
     sites: list[Site] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    hooked: bool = False
     ran: bool = False
     after: Any = field(default_factory=lambda: config.joint_custom_pre_pass)
 
     def __call__(self, graph: Graph) -> None:
-        log_graph("before", graph)
+        log_graph("before", graph, show=self.options.debug >= 3)
         names = dict(zip((n.name for n in graph.find_nodes(op="placeholder")), self.input_names, strict=False))
-        on_pass = (lambda name, g: log_graph(f"after_{name}", g)) if self.options.debug >= 4 else None
+        on_pass = (lambda name, g: log_graph(f"after_{name}", g, show=True)) if self.options.debug >= 4 else None
         run = Run(graph, self.options, lowering, names, on_pass=on_pass)
         self.sites += run_passes(run)
         self.seconds = run.seconds
         self.ran = True
-        log_graph("after", graph)
+        log_graph("after", graph, show=self.options.debug >= 3)
         if self.after is not None:
             self.after(graph)
 
@@ -98,6 +101,8 @@ class Compilation(CustomGraphPass):
         record(report)
         if self.options.debug >= 1 and report.sites:
             print(report)
+        if self.options.debug >= 2 and report.sites:
+            print(pass_times(report))
         if self.options.strict and report.left:
             raise StrictError.of(report.left)
 
@@ -105,6 +110,8 @@ class Compilation(CustomGraphPass):
         known = None if self.ran else report_store.load(self.key)
         if known is not None:
             return known
+        if self.hooked and not self.ran:
+            return Report(tuple(self.sites), {"compile_s": compile_s, "lost": True})
         meta = {"compile_s": compile_s, "passes_s": sum(self.seconds.values()), "passes": self.seconds}
         report = Report(tuple(self.sites), meta)
         report_store.save(self.key, report)

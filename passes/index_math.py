@@ -152,7 +152,8 @@ class IndexMath:
         elif isinstance(term, sympy.Abs) and lower:
             yield sympy.Integer(0)
         elif isinstance(term, FloorDiv) and term.args[1].is_positive:
-            yield from self._quotient_bounds(*term.args, lower)
+            numerator, denominator = term.args
+            yield from self._quotient_bounds(numerator, denominator, lower)
 
     def _quotient_bounds(self, a: Expr, c: Expr, lower: bool) -> Iterator[Expr]:
         if lower and self.nonnegative(a, 4):

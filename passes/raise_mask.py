@@ -103,7 +103,8 @@ class _Solver:
             return _ALL if hulls else _NONE
         exact = all(h.exact for h in hulls)
         if len(hulls) == 2 and hulls[1].row == sympy.Not(hulls[0].row):
-            return self._by_row(*hulls, exact)
+            first, second = hulls
+            return self._by_row(first, second, exact)
         row = sympy.Or(*(h.row for h in hulls))
         if exact and all(h.lo == 0 for h in hulls):
             return self._clipped(_Hull(hi=self._most([self.bounds(h)[1] for h in hulls], largest=True), row=row, exact=True))
@@ -204,7 +205,8 @@ class _Solver:
 
     def _term(self, operator: str, term: Expr, rest: Expr) -> _Hull:
         if isinstance(term, FloorDiv):
-            return self._quotient(operator, *term.args, rest)
+            numerator, denominator = term.args
+            return self._quotient(operator, numerator, denominator, rest)
         if operator == "!=" or operator == "==":
             return _Hull()
         if isinstance(term, sympy.Abs):
