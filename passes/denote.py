@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from ..expr import Expr, Load, index_symbol, table, truth
-from . import rules_create, rules_gather, rules_pointwise, rules_reduce, rules_view
+from . import rules_arithmetic, rules_cast, rules_create, rules_gather, rules_logic, rules_reduce, rules_view
 from .index_math import IndexMath, plain
 from .rules import At, arguments, constant, operator_name
 
@@ -27,7 +27,8 @@ _FLOAT_OPS = 64
 """Floating operators folded into one expression at most; beyond, the tensor is loaded."""
 
 RULES: dict[str, Callable[[At], Expr | None]] = {
-    **rules_create.RULES, **rules_gather.RULES, **rules_pointwise.RULES, **rules_reduce.RULES,
+    **rules_arithmetic.RULES, **rules_cast.RULES, **rules_create.RULES, **rules_gather.RULES, **rules_logic.RULES,
+    **rules_reduce.RULES,
 }
 VIEWS: dict[str, Callable[[At], Sequence[Expr] | None]] = rules_view.VIEWS
 
@@ -54,7 +55,8 @@ class Evaluator:
 
     `ranges` gives the exclusive upper bound of each index symbol (0 <= symbol < bound): set it before reading.
     `leaves` names the tensors loaded so far, `products` those of them that are matrix products, `scalars` the run-time
-    floats (SymFloat) met. `ramps` knows of running counts of jumps where they were loaded (see rules_reduce). A 0-dim tensor is loaded as if it were of shape [1].
+    floats (SymFloat) met, `ramps` the position that a loaded count of jumps follows (rules_reduce), and its dimension.
+    A 0-dim tensor is loaded as if it were of shape [1].
     """
 
     def __init__(self, graph: fx.Graph) -> None:
@@ -213,6 +215,6 @@ class Evaluator:
             if (name in RULES or name in VIEWS) and name not in rules_reduce.RULES:
                 values = ((n, n.meta.get("val")) for n in node.all_input_nodes)
                 inputs = [n for n, value in values if isinstance(value, torch.Tensor) and value.is_floating_point()]
-                total = int(name in rules_pointwise.RULES) + sum(map(self._weight, inputs))
+                total = int(name in rules_arithmetic.RULES) + sum(map(self._weight, inputs))
                 self._weights[node] = min(total, _FLOAT_OPS + 1)
         return self._weights[node]

@@ -18,13 +18,12 @@ import sympy
 from sympy.core.relational import Relational
 from sympy.logic.boolalg import to_nnf
 
-from ..expr import Expr, FloorDiv, Load, Where, j
-from .index_math import IndexMath, operator_of
+from ..expr import Expr, FloorDiv, Where, j
+from .index_math import IndexMath
+from .proofs import FLIPPED, operator_of
 from .split_mask import hidden, split_mask
 
 __all__ = ["Raised", "hidden", "raise_mask", "split_mask"]
-
-_FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ class _Solver:
         if not factor.is_Integer or not isinstance(term, (FloorDiv, sympy.Max, sympy.Min, sympy.Abs)):
             return _Hull()
         if factor < 0:
-            operator, factor, rest = _FLIPPED.get(operator, operator), -factor, -rest
+            operator, factor, rest = FLIPPED.get(operator, operator), -factor, -rest
         return self._scaled_term(operator, factor, term, rest)
 
     def _scaled_term(self, operator: str, factor: Expr, term: Expr, rest: Expr) -> _Hull:
@@ -189,7 +188,7 @@ class _Solver:
         if operator == "!=":
             return self._unequal(slope, rest)
         if slope < 0:
-            operator, slope, rest = _FLIPPED.get(operator, operator), -slope, -rest
+            operator, slope, rest = FLIPPED.get(operator, operator), -slope, -rest
         at_least = -self.math.floordiv(rest, slope)            # j >= ceil(-rest / slope)
         beyond = self.math.floordiv(-rest, slope) + 1          # j <= floor(-rest / slope)
         lo = {"==": at_least, ">=": at_least, ">": beyond}.get(operator, sympy.Integer(0))

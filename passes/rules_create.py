@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ..expr import Expr
 from .rules import At, Rule, constant
-from .rules_pointwise import pick
+from .rules_logic import pick
 
 _LIFTED = ("_tensor_constant", "lifted_tensor", "_lifted_tensor")
 

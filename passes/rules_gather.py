@@ -7,7 +7,7 @@ import torch
 
 from ..expr import Expr, Where
 from .rules import At, Rule, as_number
-from .rules_pointwise import as_condition, pick
+from .rules_logic import as_condition, pick
 from .rules_view import clamped, wrapped
 
 

@@ -7,7 +7,7 @@ import torch
 
 from ..expr import Expr, Load, Where
 from .rules import At, Rule, as_number
-from .rules_pointwise import as_condition
+from .rules_logic import as_condition
 
 
 def _product(lhs: str, rhs: str) -> Rule:
@@ -42,7 +42,7 @@ def _cumsum(at: At) -> Expr | None:
 
 
 def _jumping(value: Expr, u: Expr) -> Expr | None:
-    """p[u], if value counts the u where p[u] is not p[u - 1] + 1. Where two counts agree, p rises by 1 from one to the other."""
+    """p[u], if value counts the u where p[u] is not p[u - 1] + 1: between equal counts p rises by 1 a step."""
     if not isinstance(value, Where) or value.args[1:] != (1, 0):
         return None
     jumps = [c for c in sympy.And.make_args(value.args[0]) if isinstance(c, sympy.Ne)]

@@ -10,7 +10,7 @@ import sympy
 import torch
 
 from ..expr import Expr, Where, is_bool
-from .index_math import ite
+from .relations import ite
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LEAST = frozenset(torch.finfo(dtype).min for dtype in _FLOATS)

@@ -17,19 +17,22 @@ from mla_compiler.passes.raise_mask import raise_mask, split_mask
 
 transformers = pytest.importorskip("transformers")
 
-SHAPE = dict(
-    hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, vocab_size=32,
-    max_position_embeddings=64,
-)
+SHAPE = {
+    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+    "vocab_size": 32, "max_position_embeddings": 64,
+}
 LENGTH = 12
 IDS = torch.arange(2 * LENGTH).reshape(2, LENGTH) % 32
 LEFT_PADDED = (torch.arange(LENGTH) >= torch.tensor([[3], [0]])).long()
 PACKED = torch.cat([torch.arange(5), torch.arange(LENGTH - 5)]).expand(2, LENGTH)
 
 
-def masks_of(run: Callable[[Callable], object], model: torch.nn.Module, dynamic: bool | None = None) -> list[tuple[str, str, str]]:
+Hull = tuple[str, str, str]
+
+
+def masks_of(run: Callable[[Callable], object], model: torch.nn.Module, dynamic: bool | None = None) -> list[Hull]:
     """(lo, hi, residue) of each attention that has a mask, tables named by their type alone."""
-    found: list[tuple[str, str, str]] = []
+    found: list[Hull] = []
 
     def capture(module: fx.GraphModule, _: list[Tensor]) -> Callable:
         found.extend(_raised(module.graph))
@@ -41,7 +44,7 @@ def masks_of(run: Callable[[Callable], object], model: torch.nn.Module, dynamic:
     return found
 
 
-def _raised(graph: fx.Graph) -> list[tuple[str, str, str]]:
+def _raised(graph: fx.Graph) -> list[Hull]:
     evaluator = Evaluator(graph)
     sites = [n for n in graph.nodes if "scaled_dot_product" in str(n.target)]
     result = []
@@ -69,9 +72,9 @@ def llama(**config) -> torch.nn.Module:
 
 
 PREFILLS = {
-    "causal": (dict(), ("0", "i + 1", "True")),
-    "left padded": (dict(attention_mask=LEFT_PADDED), ("0", "i + 1", "T0[b, j] != 0")),
-    "packed": (dict(position_ids=PACKED), ("0", "i + 1", "T0[b, i] == T0[b, j]")),
+    "causal": ({}, ("0", "i + 1", "True")),
+    "left padded": ({"attention_mask": LEFT_PADDED}, ("0", "i + 1", "T0[b, j] != 0")),
+    "packed": ({"position_ids": PACKED}, ("0", "i + 1", "T0[b, i] == T0[b, j]")),
 }
 
 

@@ -105,7 +105,7 @@ def evaluate(expr: sympy.Basic, symbols: Mapping[sympy.Basic, Tensor], loaded: M
     if isinstance(expr, sympy.logic.boolalg.BooleanAtom):
         return torch.tensor(bool(expr))
     if expr.is_number:
-        return torch.tensor(int(expr) if expr.is_Integer else float(expr), dtype=torch.int64 if expr.is_Integer else torch.float64)
+        return torch.tensor(int(expr)) if expr.is_Integer else torch.tensor(float(expr), dtype=torch.float64)
     if isinstance(expr, E.Load):
         return _load(loaded[expr.name], [of(x) for x in expr.index])
     if isinstance(expr, E.Where):
