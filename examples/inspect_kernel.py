@@ -32,7 +32,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, padding: Tensor) -> Tensor:
 
 def instructions(ptx: str) -> str:
     """How often the instructions that matter stand in the PTX."""
-    counts = Counter(next((n for n in NOTABLE if op.startswith(n)), "") for op in re.findall(r"^\s+(?:@\S+ )?([a-z0-9_.]+)", ptx, re.M))
+    written = re.findall(r"^\s+(?:@\S+ )?([a-z0-9_.]+)", ptx, re.M)
+    counts = Counter(next((n for n in NOTABLE if op.startswith(n)), "") for op in written)
     return ", ".join(f"{name} {counts[name]}" for name in NOTABLE if counts[name])
 
 
@@ -52,7 +53,8 @@ def main() -> int:
     (site,) = report.fused
     print(f"\nin the compiled graph this attention is\n  {site.spec}\n")
     for kernel in report.kernels(given.arch):
-        print(f"{kernel.name} for {given.arch}: {kernel.registers} registers, {kernel.shared} bytes of shared memory, {kernel.spills} spills")
+        print(f"{kernel.name} for {given.arch}: {kernel.registers} registers, {kernel.shared} bytes of shared memory, "
+              f"{kernel.spills} spills")
         print(f"  instructions: {instructions(kernel.ptx or '')}")
         print(*kernel.source.splitlines()[: given.lines], "    ...", sep="\n")
         if given.ptx:

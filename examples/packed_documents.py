@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from itertools import chain
 
 import _models
 import torch
@@ -28,7 +29,7 @@ DOCUMENTS = (
 
 def pack(documents: list[list[int]], device: str) -> tuple[Tensor, Tensor]:
     """Token ids [1, T], and position_ids [1, T] that count from 0 in each document."""
-    ids = torch.tensor([sum(documents, [])], device=device)
+    ids = torch.tensor([list(chain.from_iterable(documents))], device=device)
     positions = torch.cat([torch.arange(len(document), device=device) for document in documents])
     return ids, positions[None]
 

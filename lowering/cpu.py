@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import OperandError
 from ..ir import TILE
 from ..ops import output_like, sdpa_output_like
 from .checks import check_operands
@@ -101,6 +102,8 @@ def _sink(rows: Rows) -> Tensor | None:
 
 def summarize(mask: Tensor) -> tuple[Tensor, Tensor]:
     """mask [B, H, T, S] bool -> hull [B, H, T, 2] int32, (0, 0) in a row without any; classes [B, H, T/64, S/64] int8."""
+    if mask.dtype is not torch.bool or mask.dim() != 4:
+        raise OperandError(f"summarize: the mask is bool [B, H, T, S]; found {mask.dtype} {list(mask.shape)}")
     *lead, length, keys = mask.shape
     at = torch.arange(keys, dtype=torch.int32)
     seen = mask.any(-1)

@@ -102,6 +102,8 @@ def mask_of(rows: Rows, hull: Hull, start: int, stop: int) -> Tensor | None:
     if not terms:
         return None
     mask = reduce(lambda one, other: one & other, terms)
+    if rows.q.shape[2] == 1 and isinstance(mask, Tensor) and mask.all():
+        return None  # one row of an input mask is, most often, its hull
     return mask if isinstance(mask, Tensor) else None if mask else torch.zeros(1, 1, 1, 1, dtype=torch.bool)
 
 

@@ -25,7 +25,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--cases", default="", help="only the cases with this in their name")
-    parser.add_argument("--columns", type=lambda text: text.split(","), help=f"from {','.join(COLUMNS)}; eager is the yardstick")
+    parser.add_argument("--columns", type=lambda text: text.split(","), help=f"from {','.join(COLUMNS)}; eager: the yardstick")
     parser.add_argument("--mode", default="default", help="torch.compile's mode, for every compiled column")
     parser.add_argument("--repeats", type=int, default=20, help="timed calls a column")
     parser.add_argument("--json", type=Path, help="write the numbers here too, after every case")
@@ -63,7 +63,9 @@ def _cases(given: argparse.Namespace, settings: Settings, console: Console) -> t
     return rows, about, {}
 
 
-def _on_cpu(given: argparse.Namespace, settings: Settings, console: Console) -> tuple[list[Row], dict[str, str], dict[str, Any]]:
+def _on_cpu(
+    given: argparse.Namespace, settings: Settings, console: Console
+) -> tuple[list[Row], dict[str, str], dict[str, Any]]:
     """Decode with a long static cache, and what compilation costs."""
     columns = given.columns or [EAGER, INDUCTOR, FLASHMLA]
     about = show.facts(settings, "SmolLM2-135M shape, random weights")

@@ -35,7 +35,9 @@ def measure(call: Callable[[], object], before: Callable[[], object], device: st
     return Timing(statistics.median(a.elapsed_time(b) for a, b in pairs), torch.cuda.max_memory_allocated())
 
 
-def interleaved(calls: dict[str, Callable[[], object]], before: Callable[[], object], rounds: int, each: int) -> dict[str, Timing]:
+def interleaved(
+    calls: dict[str, Callable[[], object]], before: Callable[[], object], rounds: int, each: int
+) -> dict[str, Timing]:
     """CPU: `rounds` rounds in which every call has its turn of `each` times; medians. A slow minute hits all alike."""
     seen: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():

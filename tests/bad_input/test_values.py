@@ -128,9 +128,9 @@ def assert_torchs_own_error(fn: Callable[..., Tensor], *args: Tensor) -> None:
     """Eager refuses; compiled, the message is the one that torch.compile gives without us, word for word."""
     with pytest.raises(Exception):  # noqa: B017
         fn(*args)
-    with watching(), pytest.raises(Exception) as theirs:  # noqa: B017
+    with watching(), pytest.raises(Exception) as theirs:
         torch.compile(fn, backend="eager", fullgraph=True)(*args)
-    with watching(), pytest.raises(Exception) as ours:  # noqa: B017
+    with watching(), pytest.raises(Exception) as ours:
         compiled(fn)(*args)
     assert type(ours.value) is type(theirs.value)
     assert str(ours.value) == str(theirs.value)

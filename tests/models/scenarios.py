@@ -10,9 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from tests.models.architectures import VOCABULARY, WINDOW, Architecture
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, StaticCache
+
+from tests.models.architectures import VOCABULARY, WINDOW, Architecture
 
 Forward = Callable[..., object]
 BATCH, PROMPT, STEPS = 2, 11, 5

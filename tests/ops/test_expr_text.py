@@ -16,13 +16,13 @@ M0, T1, F2 = (E.table(name) for name in ("M0", "T1", "F2"))
 
 
 @given(st.one_of(integers(3), reals(3)).map(canonical))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_what_is_printed_is_read_back(e):
     assert E.from_text(E.to_text(e)) == e
 
 
 @given(conditions(3).map(canonical))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_conditions_are_read_back(e):
     assert E.from_text(E.to_text(e), condition=True) == e
 
@@ -72,7 +72,7 @@ def test_what_cannot_be_read_is_named(text):
 
 
 @given(st.data())
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=600, deadline=None)
 def test_specs_are_read_back(data):
     spec = AttentionSpec(
         score=data.draw(reals().map(canonical)),

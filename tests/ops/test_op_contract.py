@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from mla_compiler.errors import OperandError
 from mla_compiler.ir import TILE
 
 from .cases import CASES, SHAPES, operands, problem
@@ -91,6 +92,12 @@ def test_lengths_may_be_symbolic():
         q, k, v = operands((2, 6, 3, 1, S, 16, 16), torch.float32)
         want = F.scaled_dot_product_attention(q, k, v, scale=0.25, enable_gqa=True)
         torch.testing.assert_close(traced(q, k, v), want)
+
+
+@pytest.mark.parametrize("mask", [torch.zeros(1, 1, 3, 4), torch.zeros(3, 4, dtype=torch.bool)])
+def test_summarize_wants_a_bool_mask_of_four_dimensions(mask):
+    with pytest.raises(OperandError, match="the mask is bool"):
+        OPS.summarize.default(mask)
 
 
 def test_hull_and_classes():
