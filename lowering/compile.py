@@ -17,7 +17,7 @@ from ..ir import AttentionSpec, Site
 from . import codegen, disassembly
 from .choice import Choice, padded
 from .machine import MACHINES, Machine, machine_of
-from .select import choose
+from .select import choose, supports
 
 if TYPE_CHECKING:
     from triton.backends.compiler import GPUTarget
@@ -52,14 +52,20 @@ class CompiledKernel:
 
 
 def kernels_of_sites(sites: Iterable[Site], arch: str | None = None) -> list[CompiledKernel]:
-    """The kernels of fused sites, each once. OptionError for an unknown `arch`; default: this GPU's, else sm_90."""
+    """The kernels of fused sites, each once; a site fused on the CPU that no GPU kernel serves has none.
+
+    OptionError for an unknown `arch`; default: this GPU's, else sm_90.
+    """
     wanted = {}
     for site in sites:
         q, k, v = shapes_of(site.shape)
         wanted[site.spec, q[3], v[3], site.dtype, q[1:3] == (q[1], 1)] = (q, k[2])
     found = {}
     for (text, head_dim, value_dim, dtype, _), (q, keys) in wanted.items():
-        for kernel in compile_spec(AttentionSpec.parse(text), head_dim, value_dim, getattr(torch, dtype), arch, q, keys):
+        spec, kind = AttentionSpec.parse(text), getattr(torch, dtype)
+        if supports(spec, head_dim, value_dim, kind, "cuda") is not None:
+            continue
+        for kernel in compile_spec(spec, head_dim, value_dim, kind, arch, q, keys):
             found[kernel.name, kernel.spec, kernel.config, kernel.source] = kernel
     return list(found.values())
 

@@ -2,8 +2,9 @@
 
 Key: rows of a KV head (GROUP * T), D and DV padded, itemsize, whether each tile evaluates a mask or a bias ("dense").
 Pruning: two blocks share a processor, so that one loads while the other computes; float32 products, which hold their
-operands in registers, take 4096 elements of K; a dense tile 2048 logits. Parts, after FlashAttention-3: one if the row tiles alone fill 0.8 of the machine or there are at
-most 4 key tiles; else the least n whose last wave is within 0.85 of the fullest.
+operands in registers, take 4096 elements of K; a dense tile 2048 logits. Parts, after FlashAttention-3: one if the row
+tiles alone fill 0.8 of the machine or there are at most 4 key tiles; else the least n whose last wave is within 0.85 of
+the fullest.
 """
 
 from __future__ import annotations

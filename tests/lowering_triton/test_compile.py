@@ -72,7 +72,8 @@ def test_the_kernels_of_a_report_come_once_each():
     site = Site(0, "attend", status="fused", spec=str(CAUSAL), shape=shape, dtype="bfloat16", kernel="cpu", config="hull")
     step = shape.replace("8, 4096", "8, 1")
     other = Site(1, "attend", status="fused", spec=str(CAUSAL), shape=step, dtype="bfloat16")
-    found = kernels_of_sites([site, site, other], "sm_90")
+    wide = Site(2, "attend", status="fused", spec=str(CAUSAL), shape=shape.replace("64]", "512]"), dtype="bfloat16")
+    found = kernels_of_sites([site, site, other, wide], "sm_90")
     assert [kernel.name for kernel in found] == ["prefill", "decode"]
     assert all(kernel.source and kernel.ptx for kernel in found)
 
