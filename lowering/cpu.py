@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -111,14 +113,16 @@ def summarize(mask: Tensor) -> tuple[Tensor, Tensor]:
     if mask.numel():
         hull[..., 0] = torch.where(mask, at, keys).amin(-1).where(seen, 0)
         hull[..., 1] = torch.where(mask, at + 1, 0).amax(-1)
-    return hull, _tiles(mask, False).amax((-3, -1)) + _tiles(mask, True).amin((-3, -1))
+    bits = mask.view(torch.int8)
+    some, every = _by_tiles(bits, torch.amax, 0), _by_tiles(bits, torch.amin, 1)
+    return hull, some + every
 
 
-def _tiles(mask: Tensor, fill: bool) -> Tensor:
-    """int8 [..., rows, TILE, columns, TILE]; positions past the end count as `fill`."""
-    length, keys = mask.shape[-2:]
-    padded = F.pad(mask.to(torch.int8), (0, -keys % TILE, 0, -length % TILE), value=int(fill))
-    return padded.unflatten(-1, (-1, TILE)).unflatten(-3, (-1, TILE))
+def _by_tiles(bits: Tensor, extreme: Callable[..., Tensor], beyond: int) -> Tensor:
+    """int8 [..., T, S] -> [..., T/TILE, S/TILE]; positions past the end count as `beyond`. Keys first: one pass over memory."""
+    bits = F.pad(bits, (0, -bits.shape[-1] % TILE), value=beyond).unflatten(-1, (-1, TILE))
+    bits = extreme(bits, -1)
+    return extreme(F.pad(bits, (0, 0, 0, -bits.shape[-2] % TILE), value=beyond).unflatten(-2, (-1, TILE)), -2)
 
 
 def sdpa(
