@@ -2,7 +2,7 @@
 
 Key: rows of a KV head (GROUP * T), D and DV padded, itemsize, whether each tile evaluates a mask or a bias ("dense").
 Pruning: two blocks share a processor, so that one loads while the other computes; float32 products, which hold their
-operands in registers, take 4096 elements of K; a dense tile 2048 logits. Parts, after FlashAttention-3: one if the row
+operands in registers, take 2048 elements of K; a dense tile 2048 logits. Parts, after FlashAttention-3: one if the row
 tiles alone fill 0.8 of the machine or there are at most 4 key tiles; else the least n whose last wave is within 0.85 of
 the fullest.
 """
@@ -27,7 +27,7 @@ def configure(rows: int, head_dim: int, value_dim: int, itemsize: int, dense: bo
     block_m = min(largest, max(16, 1 << (rows - 1).bit_length()))
     share = machine.shared_memory // (BLOCKS_PER_PROCESSOR if machine.backend == "cuda" else 1)
     for block_n, stages in _FLOAT32 if itemsize == 4 else _HALF:
-        if (itemsize == 4 and block_n * max(d, dv) > 4096) or (dense and block_m * block_n > 2048):
+        if (itemsize == 4 and block_n * max(d, dv) > 2048 and block_n > 16) or (dense and block_m * block_n > 2048):
             continue
         if itemsize * (block_m * d + stages * block_n * (d + dv)) <= share:
             break
