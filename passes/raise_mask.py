@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import sympy
 from sympy.core.relational import Relational
-from sympy.logic.boolalg import to_nnf
+from sympy.logic.boolalg import BooleanFunction, to_nnf
 
 from ..expr import Expr, FloorDiv, Where, j
 from .index_math import IndexMath
@@ -24,6 +24,9 @@ from .proofs import FLIPPED, operator_of
 from .split_mask import hidden, split_mask
 
 __all__ = ["Raised", "hidden", "raise_mask", "split_mask"]
+
+_COMPARISONS = 256
+"""Comparisons of a predicate for which a hull is looked for, at most."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ def raise_mask(predicate: Expr, ranges: Mapping[Expr, Expr], keys: Expr, lowest:
 
     `ranges`: exclusive upper bounds of the index symbols; `keys`: S, the number of keys; `lowest`: of the sizes.
     """
+    if _too_large(predicate):
+        return Raised(sympy.Integer(0), sympy.oo, predicate)
     math = IndexMath({**ranges, j: keys}, lowest)
     condition = to_nnf(math.redecided(to_nnf(predicate, simplify=False)), simplify=False)
     solver = _Solver(math, keys)
@@ -61,6 +66,14 @@ def raise_mask(predicate: Expr, ranges: Mapping[Expr, Expr], keys: Expr, lowest:
     whole = solver.intersection([hull for _, hull in parts])
     lo, hi = solver.bounds(whole)
     return Raised(lo, hi, sympy.true if hi == 0 else sympy.And(*(c for c, hull in parts if not hull.exact)))
+
+
+def _too_large(predicate: Expr) -> bool:
+    """More comparisons than a hull is worth, once exclusive or and the like are written out."""
+    def size(c: Expr) -> int:
+        parts = [size(arg) for arg in c.args] if isinstance(c, BooleanFunction) else []
+        return 2 ** min(len(parts), 10) * max(parts) if isinstance(c, sympy.Xor) else sum(parts) or 1
+    return size(predicate) > _COMPARISONS
 
 
 class _Solver:

@@ -11,7 +11,7 @@ import sympy
 import torch
 from torch import fx
 
-from ..expr import Expr, Load, Where, is_bool
+from ..expr import Expr, Where, is_bool
 
 if TYPE_CHECKING:
     from .denote import Evaluator
@@ -130,10 +130,3 @@ def constant(value: bool | int | float, dtype: torch.dtype | None = None) -> Exp
 def as_number(value: Expr) -> Expr:
     """A condition as 0 or 1."""
     return Where(value, sympy.Integer(1), sympy.Integer(0)) if is_bool(value) else value
-
-
-def exact(value: Expr) -> bool:
-    """No rounding can have happened: a load, a constant, integer arithmetic, or a choice of such."""
-    if isinstance(value, Where):
-        return exact(value.args[1]) and exact(value.args[2])
-    return isinstance(value, Load) or value.is_number or bool(value.is_integer)

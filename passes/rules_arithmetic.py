@@ -8,7 +8,7 @@ import sympy
 import torch
 
 from ..expr import Expr, Where
-from .rules import At, Rule, constant
+from .rules import At, Rule, constant, operator_name
 from .rules_logic import logic
 
 _WIDE = (torch.int32, torch.int64)
@@ -113,7 +113,7 @@ def _pow(at: At) -> Expr | None:
 
 def _shift(at: At) -> Expr | None:
     by = at.number("other")
-    left = "left" in str(at.node.target)
+    left = operator_name(at.node) in ("bitwise_left_shift", "__lshift__")
     if by is None or not by.is_Integer or not 0 <= by < 31:
         return None
     return _arithmetic(lambda a: a * 2**by if left else at.math.floordiv(a, sympy.Integer(2**by)), "self")(at)

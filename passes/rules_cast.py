@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
-import sympy
 import torch
 
-from ..expr import Expr, Load, is_bool
-from .rules import At, Rule, as_number, exact
-from .rules_logic import as_condition
+from ..expr import Expr
+from .rules import At, Rule, as_number
+from .rules_logic import as_condition, comparable
 
 _WIDE = (torch.int32, torch.int64)
-_LIMIT = {torch.float16: 2**11, torch.bfloat16: 2**8}
-"""Whole numbers up to here are exact in a narrow floating type; in float32 up to 2**24, beyond any index compared."""
+_NARROW = (torch.float16, torch.bfloat16)
 
 
 def _cast(at: At) -> Expr | None:
-    source, target = at.operand_dtype(next(iter(at.arguments))), at.dtype
-    value = at.operand(next(iter(at.arguments)))
+    name = next(iter(at.arguments))
+    source, target, value = at.operand_dtype(name), at.dtype, at.operand(name)
     if value is None or source is None or source.is_complex or target.is_complex:
         return None
     if target == torch.bool:
-        return as_condition(at, value)
+        return as_condition(at, value, source)
+    number = as_number(value)
     if not target.is_floating_point:
-        return _to_integer(at, as_number(value), source, target)
-    rounded = source in _LIMIT and not exact_in(at, value, source)
-    return None if rounded and value.is_integer and not isinstance(value, Load) else as_number(value)
-
-
-def exact_in(at: At, value: Expr, dtype: torch.dtype) -> bool:
-    """Whole numbers up to the limit of dtype are held exactly."""
-    limit = sympy.Integer(_LIMIT[dtype])
-    return is_bool(value) or at.math.nonnegative(limit - value) and at.math.nonnegative(limit + value)
+        return _to_integer(at, number, source, target)
+    rounded = source in _NARROW and bool(number.is_integer) and not comparable(number, source)
+    return None if rounded else number
 
 
 def _to_integer(at: At, value: Expr, source: torch.dtype, target: torch.dtype) -> Expr | None:
-    if not (value.is_integer and exact(value)):
+    if not (value.is_integer and comparable(value, source)):
         return None
-    if target in _WIDE:
+    if target in _WIDE or source == target:
         return value
     limits = torch.iinfo(target)
     fits = at.math.nonnegative(value - limits.min) and at.math.nonnegative(limits.max - value)
-    return value if fits or source == target else None
+    return value if fits else None
 
 
 def _copy(at: At) -> Expr | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import sympy
 import torch
 
-from ..expr import Expr, Where, is_bool
+from ..expr import Expr, Load, Where, is_bool
 from .relations import ite
 from .rules import At, Rule, as_number
 
@@ -23,25 +23,35 @@ def pick(condition: Expr, then: Expr, otherwise: Expr) -> Expr:
     return Where(condition, as_number(then), as_number(otherwise))
 
 
-def as_condition(at: At, value: Expr | None) -> Expr | None:
+def comparable(value: Expr, dtype: torch.dtype | None) -> bool:
+    """Repeating a comparison of the value, held as dtype, cannot differ: no rounding, no NaN.
+
+    Whole numbers made of indices are exact in float32 (below 2**24), not in the narrow types; loaded ones may be larger.
+    """
+    if isinstance(value, Where):
+        return comparable(value.args[1], dtype) and comparable(value.args[2], dtype)
+    if value.is_number or dtype is None or not dtype.is_floating_point:
+        return bool(value.is_number or value.is_integer)
+    return dtype in (torch.float32, torch.float64) and bool(value.is_integer) and not value.atoms(Load)
+
+
+def as_condition(at: At, value: Expr | None, dtype: torch.dtype | None = None) -> Expr | None:
     """value != 0, if that is exact."""
     if value is None or is_bool(value):
         return value
-    return at.math.relation("!=", value, sympy.Integer(0)) if _comparable(value) else None
+    return at.math.relation("!=", value, sympy.Integer(0)) if comparable(value, dtype) else None
 
 
-def _comparable(value: Expr) -> bool:
-    """Integer, or chosen among constants: comparing it symbolically cannot differ, not even for a NaN."""
-    if isinstance(value, Where):
-        return _comparable(value.args[1]) and _comparable(value.args[2])
-    return bool(value.is_number or value.is_integer)
+def condition_of(at: At, name: str) -> Expr | None:
+    """The argument as a condition."""
+    return as_condition(at, at.operand(name), at.operand_dtype(name))
 
 
 def logic(join: Callable[..., Expr]) -> Rule:
     def rule(at: At) -> Expr | None:
         if at.dtype != torch.bool:
             return None
-        values = [as_condition(at, at.operand(name)) for name in ("self", "other")]
+        values = [condition_of(at, name) for name in ("self", "other")]
         if None in values:
             return None
         joined = join(*values)
@@ -65,7 +75,7 @@ def _within_ramps(at: At, condition: Expr) -> Expr:
 
 
 def _not(at: At) -> Expr | None:
-    value = as_condition(at, at.operand("self")) if at.dtype == torch.bool else None
+    value = condition_of(at, "self") if at.dtype == torch.bool else None
     return None if value is None else sympy.Not(value)
 
 
@@ -77,12 +87,19 @@ def _compare(operator: str) -> Rule:
         if is_bool(a) and is_bool(c) and operator in ("==", "!="):
             return sympy.Xor(a, c) if operator == "!=" else sympy.Not(sympy.Xor(a, c))
         a, c = as_number(a), as_number(c)
-        return at.math.relation(operator, a, c) if _comparable(a) and _comparable(c) else None
+        common = _common_dtype(at)
+        return at.math.relation(operator, a, c) if comparable(a, common) and comparable(c, common) else None
     return rule
 
 
+def _common_dtype(at: At) -> torch.dtype | None:
+    """The type two tensors are compared in. A number beside an integer tensor counts as exact."""
+    dtypes = [dtype for name in ("self", "other") if (dtype := at.operand_dtype(name)) is not None]
+    return torch.promote_types(dtypes[0], dtypes[-1]) if dtypes else None
+
+
 def _where(at: At) -> Expr | None:
-    condition = as_condition(at, at.operand("condition"))
+    condition = condition_of(at, "condition")
     if condition in (sympy.true, sympy.false):
         return _chosen(at, "self" if condition == sympy.true else "other")
     then, otherwise = _chosen(at, "self"), _chosen(at, "other")
@@ -95,7 +112,7 @@ def _chosen(at: At, name: str) -> Expr | None:
 
 
 def _masked_fill(at: At) -> Expr | None:
-    condition, value, then = as_condition(at, at.operand("mask")), at.operand("self"), at.operand("value")
+    condition, value, then = condition_of(at, "mask"), at.operand("self"), at.operand("value")
     if condition is None or value is None or then is None:
         return None
     return pick(condition, as_condition(at, then) if at.dtype == torch.bool else as_number(then), value)

@@ -59,7 +59,7 @@ def _jumping(value: Expr, u: Expr) -> Expr | None:
 
 def _any_or_all(at: At) -> Expr | None:
     """Of elements that do not vary along the reduced dimensions, if there is one at all."""
-    value = as_condition(at, _unvarying(at))
+    value = as_condition(at, _unvarying(at), at.operand_dtype("self"))
     return value if value is None or at.dtype == torch.bool else None
 
 

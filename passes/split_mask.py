@@ -13,14 +13,16 @@ from ..expr import Expr, Where, is_bool
 from .relations import ite
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_FAR = -1e30
+"""No score of finite operands comes near, and exp(_FAR - score) is 0."""
 _LEAST = frozenset(torch.finfo(dtype).min for dtype in _FLOATS)
 
 
 def hidden(value: Expr, dtype: torch.dtype = torch.float32) -> bool:
-    """A constant that stands for "not visible": -inf, the least number of a floating type, or below that of dtype."""
+    """A constant that stands for "not visible": -inf, the least number of a floating type (possibly scaled), or of dtype."""
     if value == -sympy.oo:
         return True
-    return bool(value.is_Number and (value <= torch.finfo(dtype).min or float(value) in _LEAST))
+    return bool(value.is_Number and (value <= max(_FAR, torch.finfo(dtype).min) or float(value) in _LEAST))
 
 
 def split_mask(value: Expr, dtype: torch.dtype = torch.float32) -> tuple[Expr, Expr]:
