@@ -25,12 +25,20 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--cases", default="", help="only the cases with this in their name")
-    parser.add_argument("--columns", type=lambda text: text.split(","), help=f"from {','.join(COLUMNS)}; eager: the yardstick")
+    parser.add_argument("--columns", type=_columns, help=f"from {','.join(COLUMNS)}; eager, the yardstick, always runs")
     parser.add_argument("--mode", default="default", help="torch.compile's mode, for every compiled column")
     parser.add_argument("--repeats", type=int, default=20, help="timed calls a column")
     parser.add_argument("--json", type=Path, help="write the numbers here too, after every case")
     parser.add_argument("--tiny", action="store_true", help="the GPU's cases at a size for any machine, without bars")
     return parser.parse_args(arguments)
+
+
+def _columns(text: str) -> list[str]:
+    """The columns named, in their order, eager first. Raises ArgumentTypeError for an unknown one."""
+    unknown = set(text.split(",")) - set(COLUMNS)
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no column {', '.join(sorted(unknown))}; there are {', '.join(COLUMNS)}")
+    return [name for name in COLUMNS if name == EAGER or name in text.split(",")]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -51,7 +51,9 @@ class Row:
         return [(bar, ratio, None if ratio is None else ratio >= bar.ratio) for bar, ratio in found]
 
     def wrong(self) -> list[str]:
-        """Columns whose error is more than twice eager's."""
+        """Columns whose error is more than twice eager's; none can be told from a failed eager."""
+        if self.cells[EAGER].failure:
+            return []
         limit = 2 * self.cells[EAGER].error
         return [name for name, cell in self.cells.items() if not cell.failure and not cell.error <= limit]
 

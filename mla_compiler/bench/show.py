@@ -55,7 +55,8 @@ def errors(rows: list[Row], columns: list[str]) -> Table:
     for row in rows:
         eager = row.cells[columns[0]].error
         cells = (row.cells[name] for name in columns)
-        shown.add_row(row.case.name, *("-" if c.failure else f"{c.error / eager:.2f} ({c.compile_s:.0f})" for c in cells))
+        texts = ["-" if c.failure or not eager else f"{c.error / eager:.2f} ({c.compile_s:.0f})" for c in cells]
+        shown.add_row(row.case.name, *texts)
     return shown
 
 

@@ -58,6 +58,12 @@ def test_the_bars_of_the_project_are_the_ones_measured():
     assert (LLAMA_8B["num_hidden_layers"], LLAMA_8B["hidden_size"]) == (8, 4096)
 
 
+def test_columns_are_checked_and_eager_is_always_among_them():
+    assert bench.parse(["--columns", "flashmla"]).columns == [EAGER, FLASHMLA]
+    with pytest.raises(SystemExit):
+        bench.parse(["--columns", "flashmal"])
+
+
 @pytest.mark.parametrize("case", [Case("prefill", 1, 24), Case("decode", 2, 24, 40)], ids=lambda case: case.name)
 def test_work_repeats_itself(case):
     work = Work.of(random_llama(TINY, "cpu", torch.float32), case)
