@@ -16,7 +16,7 @@ from ..machine import Machine
 
 MAX_PARTS = 128
 BLOCKS_PER_PROCESSOR = 2
-_HALF = ((64, 3), (64, 2), (32, 3), (32, 2), (16, 2), (16, 1))  # (block_n, stages), fastest first
+_HALF = ((64, 3), (64, 2), (32, 3), (32, 2), (16, 2), (16, 1))  # (block_n, stages), in order of preference, untimed
 _FLOAT32 = ((64, 1), (32, 1), (16, 1))
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from ..choice import Choice, padded
 from ..machine import Machine
 
-# (block_m, block_n, warps, stages), fastest first
+# (block_m, block_n, warps, stages), in order of preference, untimed
 _HOPPER = (
     (128, 128, 8, 3), (128, 128, 8, 2), (128, 64, 8, 3), (128, 64, 8, 2), (128, 32, 8, 2), (64, 32, 8, 2), (32, 32, 4, 2),
 )
