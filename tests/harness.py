@@ -48,10 +48,14 @@ def worst(outputs: list[Tensor], truth: list[Tensor]) -> float:
 
 
 def assert_within_twice(compiled: list[Tensor], eager: list[Tensor], truth: list[Tensor]) -> None:
-    """The bound at the head of this file. `truth` must be float64 and the eager error positive, or nothing was tested."""
+    """The bound at the head of this file. `truth` must be float64 and the eager error positive, or nothing was tested.
+
+    Of a few numbers eager may hit the truth by luck: its error counts as no less than one rounding of the largest of them.
+    """
     assert all(t.dtype == torch.float64 for t in truth)
-    allowed, found = worst(eager, truth), worst(compiled, truth)
-    assert allowed > 0
+    assert worst(eager, truth) > 0
+    rounding = torch.finfo(eager[0].dtype).eps / 2 * max(t.abs().max().item() for t in truth)
+    allowed, found = max(worst(eager, truth), rounding), worst(compiled, truth)
     assert found <= 2 * allowed, f"error {found:.3g} from float64; eager's is {allowed:.3g}"
 
 
