@@ -47,6 +47,12 @@ def worst(outputs: list[Tensor], truth: list[Tensor]) -> float:
     return torch.stack([(o.double() - t).abs().max() for o, t in zip(outputs, truth, strict=True)]).max().item()
 
 
+def root_mean_square(outputs: list[Tensor], truth: list[Tensor]) -> float:
+    """The error of the typical element: of few numbers the largest error is mostly luck."""
+    errors = torch.cat([(o.double() - t).flatten() for o, t in zip(outputs, truth, strict=True)])
+    return errors.square().mean().sqrt().item()
+
+
 def assert_within_twice(compiled: list[Tensor], eager: list[Tensor], truth: list[Tensor]) -> None:
     """The bound at the head of this file. `truth` must be float64 and the eager error positive, or nothing was tested.
 

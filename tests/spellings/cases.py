@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tests.harness import Float64, assert_within_twice, compiled, watching
+from tests.harness import Float64, assert_within_twice, compiled, root_mean_square, watching
 from tests.spellings.spelling import Inputs, Spelling
 
 
@@ -41,7 +41,8 @@ def left(spelling: Spelling, given: Inputs) -> Counter[str]:
 def check(program: Callable[[Inputs], Tensor], *draws: Inputs, left: Counter[str] | None = None) -> None:
     """Value within twice eager's error from float64 over all draws; one attention seen, and fused unless `left`.
 
-    The draws have one shape: of a few outputs alone, eager's error says little of the formula's.
+    The draws have one shape: of a few outputs alone, eager's largest error says little of the formula's, so that of several
+    draws the root mean square is compared.
     """
     with watching() as seen:
         forward = compiled(program)
@@ -49,6 +50,9 @@ def check(program: Callable[[Inputs], Tensor], *draws: Inputs, left: Counter[str
         eager = [program(given) for given in draws]
         with Float64():
             truth = [program(given.to(torch.float64)) for given in draws]
-    assert_within_twice(found, eager, truth)
+    if len(draws) == 1:
+        assert_within_twice(found, eager, truth)
+    else:
+        assert 0 < root_mean_square(found, truth) <= 2 * root_mean_square(eager, truth)
     assert found[0].dtype == eager[0].dtype
     seen.assert_each_graph(1, left or Counter())
