@@ -132,12 +132,11 @@ def _key(module: GraphModule, inputs: Sequence[Any], ours: Options, patches: Map
 @lru_cache(maxsize=1)
 def source_hash() -> str:
     """SHA-256 of this package's source: part of the compile cache's key."""
+    home = Path(__file__).parent
+    rooms = (home, home / "passes", home / "lowering")  # links in a checkout, which glob does not follow
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("**/*.py")):
+    for path in sorted({path.resolve() for room in rooms for path in room.glob("**/*.py")}):
         digest.update(path.read_bytes())
-    for room in ("passes", "lowering"):
-        for path in sorted((Path(__file__).parent / room).glob("**/*.py")):
-            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

@@ -73,7 +73,8 @@ Found = Attention | Rejected
 
 def size_of(node: Node, dim: int) -> sympy.Basic:
     """A size as sympy: an Integer, or the expression inside the SymInt."""
-    return as_expr(node.meta["val"].shape[dim])
+    size = node.meta["val"].shape[dim]
+    return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
 
 
 def static_size_of(node: Node, dim: int) -> sympy.Basic:
@@ -83,8 +84,3 @@ def static_size_of(node: Node, dim: int) -> sympy.Basic:
         for symbol in size.node.expr.free_symbols:
             size.node.shape_env.evaluate_expr(symbol)
     return sympy.Integer(int(size))
-
-
-def as_expr(value: object) -> sympy.Basic:
-    """An int or a SymInt as sympy."""
-    return value.node.expr if isinstance(value, torch.SymInt) else sympy.sympify(value)
