@@ -140,7 +140,8 @@ def support(run: Run) -> None:
         if 0 in (sizes.batch, sizes.heads, sizes.queries, sizes.keys, sizes.head_dim, sizes.value_dim):
             site.reject(Reason.EMPTY)
             continue
-        refused = run.lowering.supports(site.spec, int(sizes.head_dim), int(sizes.value_dim), q.dtype, q.device.type)
+        spec = emit.named(site.spec, run.evaluator).spec
+        refused = run.lowering.supports(spec, int(sizes.head_dim), int(sizes.value_dim), q.dtype, q.device.type)
         if refused:
             site.reject(*refused)
 

@@ -36,23 +36,39 @@ class Arguments:
     scalars: tuple[Node | float, ...]
 
 
-def arguments(spec: AttentionSpec, evaluator: Evaluator, builder: Builder) -> Arguments:
-    """Name what the spec loads and the symbols it speaks of. Raises LookupError if a size belongs to no input."""
+@dataclass(frozen=True)
+class Names:
+    """A spec in the names of its arguments, and what each argument is, in the evaluator's words."""
+
+    spec: AttentionSpec
+    tables: tuple[str, ...]
+    sizes: tuple[sympy.Symbol, ...]
+    scalars: tuple[sympy.Symbol, ...]
+
+
+def named(spec: AttentionSpec, evaluator: Evaluator) -> Names:
+    """The spec as the operator and its kernels speak of it."""
     names: dict[str, str] = {}
     for expression in spec.expressions():
         for load in E.loads(expression):
             names.setdefault(load.name, f"{load.kind_letter}{len(names)}")
     free = sorted(set().union(*(e.free_symbols for e in spec.expressions())) - _INDICES - set(map(E.table, names)), key=str)
-    sizes = [symbol for symbol in free if symbol not in evaluator.scalars]
-    scalars = [symbol for symbol in free if symbol in evaluator.scalars]
+    sizes = tuple(symbol for symbol in free if symbol not in evaluator.scalars)
+    scalars = tuple(symbol for symbol in free if symbol in evaluator.scalars)
     renamed: dict[sympy.Basic, sympy.Basic] = {E.table(old): E.table(new) for old, new in names.items()}
     renamed |= {symbol: E.index_symbol(f"n{at}") for at, symbol in enumerate(sizes)}
     renamed |= {symbol: sympy.Symbol(f"x{at}", real=True) for at, symbol in enumerate(scalars)}
+    return Names(renamed_spec(spec, renamed), tuple(names), sizes, scalars)
+
+
+def arguments(spec: AttentionSpec, evaluator: Evaluator, builder: Builder) -> Arguments:
+    """The nodes behind the names. Raises LookupError if a size belongs to no input."""
+    names = named(spec, evaluator)
     return Arguments(
-        spec=renamed_spec(spec, renamed),
-        tables=tuple(_with_rank(evaluator.leaves[name], builder) for name in names),
-        sizes=tuple(builder.integer(symbol) for symbol in sizes),
-        scalars=tuple(evaluator.scalars[symbol] for symbol in scalars),
+        spec=names.spec,
+        tables=tuple(_with_rank(evaluator.leaves[name], builder) for name in names.tables),
+        sizes=tuple(builder.integer(symbol) for symbol in names.sizes),
+        scalars=tuple(evaluator.scalars[symbol] for symbol in names.scalars),
     )
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 import torch._inductor.config
@@ -18,7 +19,9 @@ from torch._dynamo.utils import counters
 from torch.overrides import TorchFunctionMode
 
 import mla_compiler
-from mla_compiler.ir import Site
+from mla_compiler import lowering
+from mla_compiler.ir import AttentionSpec, Site
+from mla_compiler.lowering import select
 
 BACKEND = "flashmla"
 
@@ -104,13 +107,22 @@ class Seen:
             assert reasons(graph) == left, describe(graph)
 
 
+def _supports_everywhere(spec: AttentionSpec, head_dim: int, value_dim: int, dtype: torch.dtype, device_type: str) -> Any:
+    """The lowering's answer. What the CPU supports in a GPU's dtypes and head dims must have a GPU kernel too."""
+    answer = select.supports(spec, head_dim, value_dim, dtype, device_type)
+    if answer is None and dtype in select.DTYPES and max(head_dim, value_dim) <= select.LARGEST_HEAD_DIM:
+        assert select.supports(spec, head_dim, value_dim, dtype, "cuda") is None, f"no GPU kernel for {spec}"
+    return answer
+
+
 @contextmanager
 def watching() -> Iterator[Seen]:
     """Nothing compiled before, no cached compilation, no gradient; then what was compiled inside."""
     torch._dynamo.reset()
     counters.clear()
     seen, before = Seen(), len(mla_compiler.reports())
-    with torch.no_grad(), torch._inductor.config.patch(force_disable_caches=True):
+    with (torch.no_grad(), torch._inductor.config.patch(force_disable_caches=True),
+          mock.patch.object(lowering, "supports", _supports_everywhere)):
         yield seen
     seen.graphs = [list(report.sites) for report in mla_compiler.reports()[before:] if report.sites]
 

@@ -142,15 +142,20 @@ ARCHITECTURES = {a.name: a for a in (
 
 
 def model(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The same weights each time, drawn in float32 and rounded to `dtype`; in eval mode. Grouped matmul knows no float64."""
+    """The same weights each time, drawn in float32 and rounded to `dtype`; in eval mode."""
     torch.manual_seed(0)
     built = ARCHITECTURES[name].build().eval()
     with torch.no_grad():
         for weight_name, weight in built.named_parameters():
             _draw(weight_name, weight)
-    if dtype == torch.float64:
-        built.set_experts_implementation("eager")
-    return built.to(dtype)
+    return widened(built) if dtype == torch.float64 else built.to(dtype)
+
+
+def widened(subject: PreTrainedModel) -> PreTrainedModel:
+    """In float64, where grouped matmul is not to be had."""
+    if hasattr(subject, "set_experts_implementation"):
+        subject.set_experts_implementation("eager")
+    return subject.to(torch.float64)
 
 
 def _draw(name: str, weight: torch.Tensor) -> None:

@@ -1,7 +1,8 @@
 """What is asked of a model: prefill, padded batch, packed documents, decode steps, generate.
 
 Each scenario is a function (model, forward) -> tensors [*, vocabulary] of live rows only, run with the eager model
-in float64, the eager model in the working dtype and the compiled forward. Every input is drawn from a fixed seed.
+in float64, the eager model in the working dtype and the compiled forward. Every input is drawn from a fixed seed, on the
+CPU, and moved to torch's default device.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ BATCH, PROMPT, STEPS = 2, 11, 5
 MAX_LEN = 23
 PADDING = (4, 0)
 """Padded tokens at the left of each row of the batch."""
-PACKED = torch.cat([torch.arange(5), torch.arange(6)])[None].repeat(BATCH, 1)
-"""position_ids of two documents of 5 and 6 tokens in a row of 11."""
+PACKED = (5, 6)
+"""Lengths of the documents packed into a row of 11."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Scenario:
 
 def tokens(length: int = PROMPT, seed: int = 1) -> Tensor:
     """[BATCH, length], never the padding token 0 nor the special 1 and 2."""
-    return torch.randint(3, VOCABULARY, (BATCH, length), generator=torch.Generator().manual_seed(seed))
+    drawn = torch.randint(3, VOCABULARY, (BATCH, length), generator=torch.Generator().manual_seed(seed), device="cpu")
+    return drawn.to(torch.get_default_device())
 
 
 def padding_mask(length: int = PROMPT) -> Tensor:
@@ -50,7 +52,13 @@ def padding_mask(length: int = PROMPT) -> Tensor:
 
 def floats(*shape: int) -> Tensor:
     """Normal, in float64: the model's dtype is taken on the way in."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64, device="cpu")
+    return drawn.to(torch.get_default_device())
+
+
+def packed_positions() -> Tensor:
+    """[BATCH, PROMPT]: each document counts from 0."""
+    return torch.cat([torch.arange(length) for length in PACKED])[None].repeat(BATCH, 1)
 
 
 def _extra(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -72,7 +80,7 @@ def decoder_padded(model: PreTrainedModel, forward: Forward) -> list[Tensor]:
 
 
 def decoder_packed(model: PreTrainedModel, forward: Forward) -> list[Tensor]:
-    return [forward(input_ids=tokens(), position_ids=PACKED, use_cache=False).logits]
+    return [forward(input_ids=tokens(), position_ids=packed_positions(), use_cache=False).logits]
 
 
 def encoder_prefill(model: PreTrainedModel, forward: Forward) -> list[Tensor]:

@@ -34,7 +34,7 @@ def decode_code(name: str, backend: str) -> tuple[str, StaticCache]:
 def copies(code: str, cache: StaticCache) -> list[str]:
     """Buffers of at least a cache's size, and loops over whole rows [MAX_LEN, D] of one."""
     full = [layer.keys for layer in cache.layers if layer.keys.shape[-2] == MAX_LEN]
-    assert full and "def call(" in code
+    assert full and "call(" in code
     smallest, row = min(k.numel() for k in full), math.prod(full[0].shape[-2:])
     shapes = re.findall(r"empty_strided_\w+\(\(([\d, ]+)\)", code)
     assert shapes, "no buffer was recognised in the generated code"
