@@ -6,7 +6,7 @@ skipped, split or folded. `dtype` below float64 gives the same formula in the wo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,15 +24,24 @@ def visible(spec: AttentionSpec, batch: int, heads: int, rows: int, columns: int
     return torch.as_tensor(seen).expand(batch, heads, rows, columns)
 
 
+def in_order(x: Tensor, y: Tensor) -> Tensor:
+    """x @ y, each sum taken one fused multiply-add after another in the dtype of x: how a GPU's thread takes it."""
+    total = x.new_zeros(()).double()
+    for at in range(x.shape[-1]):
+        total = (total + x[..., at, None].double() * y[..., at, None, :].double()).to(x.dtype).double()
+    return total.to(x.dtype)
+
+
 def logits(
-    q: Tensor, k: Tensor, tables: Sequence[Tensor], sizes: Sequence[int], scalars: Sequence[float], spec: AttentionSpec
+    q: Tensor, k: Tensor, tables: Sequence[Tensor], sizes: Sequence[int], scalars: Sequence[float], spec: AttentionSpec,
+    product: Callable[[Tensor, Tensor], Tensor] = torch.matmul,
 ) -> tuple[Tensor, Tensor]:
     """a [B, H, T, S], -inf where not visible, and the sink [B, H, T, 1], -inf without one. Products are in q's dtype."""
     env, real = (tables, sizes, scalars), torch.promote_types(q.dtype, torch.float32)
     k = k.repeat_interleave(spec.group, 1)
     shape = (*q.shape[:3], k.shape[2])
     index = [values(at) for at in box(shape[0], shape[1], (0, shape[2]), (0, shape[3]))]
-    s = (q @ k.transpose(-1, -2)).to(real)
+    s = product(q, k.transpose(-1, -2)).to(real)
     a = torch.as_tensor(compile(spec.score, real)(*index, *env, s), dtype=real).expand(shape)
     sink = -torch.inf if spec.sink is None else compile(spec.sink, real)(*index, *env)
     return a.masked_fill(~visible(spec, *shape, *env), -torch.inf), torch.as_tensor(sink, dtype=real).expand(*shape[:3], 1)
@@ -40,15 +49,16 @@ def logits(
 
 def attend(
     q: Tensor, k: Tensor, v: Tensor, tables: Sequence[Tensor], sizes: Sequence[int], scalars: Sequence[float], text: str,
-    dtype: torch.dtype = torch.float64,
+    dtype: torch.dtype = torch.float64, product: Callable[[Tensor, Tensor], Tensor] = torch.matmul,
 ) -> Tensor:
     """q [B, H, T, D], k [B, H/group, S, D], v [B, H/group, S, Dv] -> [B, H, T, Dv], contiguous, of `dtype`.
 
     Products are in `dtype`, the softmax in at least float32, as models write it.
     """
     spec = AttentionSpec.parse(text)
-    a, sink = logits(q.to(dtype), k.to(dtype), tables, sizes, scalars, spec)
+    a, sink = logits(q.to(dtype), k.to(dtype), tables, sizes, scalars, spec, product)
     a = torch.cat([a, sink], -1)
     p = (a - a.amax(-1, keepdim=True).clamp(min=torch.finfo(a.dtype).min)).exp()
     total = p.sum(-1, keepdim=True)
-    return torch.where(total == 0, 0, p / total)[..., :-1].to(dtype) @ v.to(dtype).repeat_interleave(spec.group, 1)
+    weights = torch.where(total == 0, 0, p / total)[..., :-1].to(dtype)
+    return product(weights, v.to(dtype).repeat_interleave(spec.group, 1))

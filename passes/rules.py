@@ -117,7 +117,7 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 def constant(value: bool | int | float, dtype: torch.dtype | None = None) -> Expr:
     """A Python number as the expression a tensor of dtype would hold; whole floats become integers."""
     if dtype is not None:
-        value = torch.tensor(value, dtype=dtype).item()
+        value = torch.tensor(value, dtype=dtype, device="cpu").item()
     if isinstance(value, bool):
         return sympy.true if value else sympy.false
     if isinstance(value, int):

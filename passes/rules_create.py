@@ -7,7 +7,7 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from ..expr import Expr
 from .rules import At, Rule, constant
@@ -58,7 +58,10 @@ def lifted_value(node: fx.Node) -> Any:
         held = getattr(held, name, None)
     if isinstance(held, FakeTensor):
         held = held.constant
-    return held.item() if isinstance(held, torch.Tensor) and held.numel() == 1 else None
+    if not isinstance(held, torch.Tensor) or held.numel() != 1:
+        return None
+    with unset_fake_temporarily():  # it is real, and may lie on a GPU, where a fake mode would not read it
+        return held.item()
 
 
 def _get_attr(at: At) -> Expr | None:
