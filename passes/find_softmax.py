@@ -10,54 +10,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import sympy
 import torch
-from torch.fx import Graph, Node
+from torch.fx import Node
 
 from .. import expr as E
 from ..ir import Reason, Rejected
 from .attention import Attention, Found, Operand, Sizes, d, size_of, static_size_of
 from .denote import Evaluator
+from .softmax_cores import CASTS, Core
 from .views import is_layout, peel
 
 aten = torch.ops.aten
-CASTS = (torch.ops.prims.convert_element_type.default, aten._to_copy.default, aten.clone.default)
 CONTRACTIONS = (aten.bmm.default, aten.mm.default)
 _ROW_REDUCTIONS = (aten.amax.default, aten.max.dim, aten.logsumexp.default)
-
-
-@dataclass(frozen=True)
-class Core:
-    """A softmax: `weights` = softmax of `logits` over its dimension `dim` (negative)."""
-
-    weights: Node
-    logits: Node
-    dim: int
-
-
-def cores(graph: Graph) -> Iterator[Core]:
-    """Every softmax in the graph, spelled out or called."""
-    for node in graph.nodes:
-        if node.target is aten._softmax.default:
-            yield Core(node, node.args[0], _from_end(node.args[0], node.args[1]))
-        elif node.target is aten.sum.dim_IntList and len(node.args[1]) == 1:
-            yield from _spelled_out(node)
-
-
-def _spelled_out(total: Node) -> Iterator[Core]:
-    exp = _uncast(total.args[0])
-    if exp.target is not aten.exp.default:
-        return
-    for node in _through(total):
-        for user in node.users:
-            if user.target is aten.div.Tensor and user.args[1] is node and _uncast(user.args[0]) is exp:
-                yield Core(user, exp.args[0], _from_end(exp, total.args[1][0]))
-            elif user.target is aten.reciprocal.default:
-                for weights in (w for one in _through(user) for w in one.users):
-                    if weights.target is aten.mul.Tensor and exp in map(_uncast, weights.args[:2]):
-                        yield Core(weights, exp.args[0], _from_end(exp, total.args[1][0]))
+_TESTS = (aten.abs.default, aten.eq.Scalar)  # logsumexp asks whether a maximum is infinite
 
 
 def match(core: Core, evaluator: Evaluator) -> Found | None:
@@ -89,6 +57,8 @@ def _read_scores(core: Core, contraction: Node, v: Operand, sizes: Sizes, evalua
     """y = score(s) - row constants; the columns past S, if one, are a sink."""
     columns = size_of(core.logits, core.dim)
     value = evaluator.read(core.logits, _logits_index(core, E.j))
+    if core.logarithm is not None and not _is_normalised(core, value, evaluator):
+        return Rejected(contraction.name, Reason.SOFTMAX, "a logarithm that is not of this row's sum")
     constants = _row_constants(value, evaluator)
     extra = sympy.sympify(columns - sizes.keys)
     if extra not in (0, 1):
@@ -106,6 +76,18 @@ def _read_scores(core: Core, contraction: Node, v: Operand, sizes: Sizes, evalua
         anchor=contraction, q=q, k=k, v=v, sizes=_with_head_dim(sizes, products[0], evaluator),
         value=value.subs(products[0], E.s), mask_dtype=core.logits.meta["val"].dtype, sink=sink, handwritten=True,
     )
+
+
+def _is_normalised(core: Core, value: sympy.Basic, evaluator: Evaluator) -> bool:
+    """Whether the weights are exp(y - log sum_j exp(y)): the difference that is exponentiated, read at (b, h, i, j)."""
+    assert core.logarithm is not None
+    difference, total = core.logarithm
+    index = _logits_index(core, E.j)
+    del index[core.dim]
+    if total.meta["val"].dim() == len(index) + 1:
+        index.insert(len(index) + 1 + core.dim, sympy.Integer(0))
+    found = evaluator.read(difference, _logits_index(core, E.j))
+    return bool(found + sympy.log(evaluator.read(total, index)) - value == 0)
 
 
 def _operands(product: E.Load, evaluator: Evaluator) -> tuple[Operand, Operand] | None:
@@ -129,15 +111,16 @@ def _row_constants(value: sympy.Basic, evaluator: Evaluator) -> sympy.Basic:
     """The row maxima and the like that are subtracted from y: they cancel in the softmax."""
     terms = []
     for term in sympy.Add.make_args(value):
-        _, load = term.as_coeff_Mul()
-        if isinstance(load, E.Load) and not load.has(E.j) and _reduces(evaluator.leaves[load.name]):
+        loads = E.loads(term)
+        if loads and not term.has(E.j) and all(load.name in evaluator.leaves and _reduces(evaluator.leaves[load.name])
+                                               for load in loads):
             terms.append(term)
     return sympy.Add(*terms)
 
 
 def _reduces(node: Node) -> bool:
     node = node.args[0] if "getitem" in node.name and isinstance(node.args[0], Node) else node
-    return node.target in _ROW_REDUCTIONS
+    return node.target in _ROW_REDUCTIONS or (node.target in _TESTS and _reduces(node.args[0]))
 
 
 # ------------------------------------------------------------------------------------------------------- graph walking
@@ -233,21 +216,3 @@ def _lead(
         if any(node is core.weights and index == expected for node, index in peel(evaluator, side, start)):
             return lead
     return None
-
-
-def _uncast(node: Node) -> Node:
-    while node.target in CASTS:
-        node = node.args[0]
-    return node
-
-
-def _through(node: Node) -> Iterator[Node]:
-    """The node, and what is only a cast, copy or broadcast of it."""
-    yield node
-    for user in node.users:
-        if user.target in (*CASTS, aten.expand.default):
-            yield from _through(user)
-
-
-def _from_end(node: Node, dim: int) -> int:
-    return dim if dim < 0 else dim - node.meta["val"].dim()

@@ -125,3 +125,13 @@ def test_an_unknown_size_leaves_the_site():
         import sympy
 
         Builder(run.graph, anchor).integer(sympy.Symbol("u99", integer=True))
+
+
+@pytest.mark.parametrize("change", [lambda x: 2 * x, lambda x: x.flip(2), lambda x: x[:, :1].expand_as(x)])
+def test_the_logarithm_of_another_sum_is_no_softmax(change):
+    def program(q, k, v):
+        x = q @ k.mT
+        return torch.exp(x - torch.log(change(x).exp().sum(-1, keepdim=True))) @ v
+
+    (site,) = piped(traced(program, *(torch.randn(2, 3, 5, 8) for _ in "qkv")))
+    assert site.status == "left" and site.reason.startswith(Reason.SOFTMAX.value)

@@ -118,6 +118,9 @@ SOFTMAXES: dict[str, Callable[[Tensor], Tensor]] = {
     "cast": lambda x: torch.softmax(x.float(), dim=-1).type_as(x),
     "spelled": _spelled,
     "spelled_amax": _spelled_amax,
+    "logsumexp": lambda x: torch.exp(x - torch.logsumexp(x, -1, keepdim=True)),
+    "log_softmax": lambda x: F.log_softmax(x, -1).exp(),
+    "logarithm": lambda x: torch.exp(x - torch.log(x.exp().sum(-1, keepdim=True))),
     "dropout": lambda x: F.dropout(torch.softmax(x, dim=-1), p=0.1, training=False),
 }
 
