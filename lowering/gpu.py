@@ -6,6 +6,7 @@ The same code runs on CPU tensors under TRITON_INTERPRET=1. Triton is imported a
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..ops import output_like
 from . import codegen, modules
 from .checks import check_operands
 from .choice import Choice, padded
+from .launch import launch as start
 from .machine import machine_of
 from .select import DTYPES, choose
 
@@ -47,10 +49,9 @@ def launch(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor,
 def _prefill(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor) -> None:
     batch, heads, queries, _ = q.shape
     grid = (batch * heads * -(-queries // choice.block_m),)
-    kernel(spec, "prefill").prefill[grid](
-        q, q.stride(), k, k.stride(), v, v.stride(), out, out.stride(), heads, queries, k.shape[2], *given,
-        **blocks(spec, choice, q, v), num_warps=choice.warps, num_stages=choice.stages,
-    )
+    arguments = (q, q.stride(), k, k.stride(), v, v.stride(), out, out.stride(), heads, queries, k.shape[2], *given)
+    start(kernel(spec, "prefill").prefill, grid, arguments, blocks(spec, choice, q, v), choice.warps, choice.stages,
+          q.device.index)
 
 
 def _decode(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor) -> None:
@@ -59,16 +60,16 @@ def _decode(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor
     grid = (splits * -(-spec.group * queries // choice.block_m) * batch * kv_heads,)
     parts = q.new_empty((splits, batch, heads, queries, value_dim), dtype=torch.float32) if splits > 1 else out
     lse = q.new_empty((splits, batch, heads, queries) if splits > 1 else 1, dtype=torch.float32)
-    kernel(spec, "decode").decode[grid](
-        q, q.stride(), k, k.stride(), v, v.stride(), parts, out.stride(), lse, batch, heads, queries, k.shape[2], splits,
-        *given, **blocks(spec, choice, q, v), IN_PARTS=splits > 1, num_warps=choice.warps, num_stages=choice.stages,
-    )
+    arguments = (q, q.stride(), k, k.stride(), v, v.stride(), parts, out.stride(), lse, batch, heads, queries, k.shape[2],
+                 splits, *given)
+    constants = {**blocks(spec, choice, q, v), "IN_PARTS": splits > 1}
+    start(kernel(spec, "decode").decode, grid, arguments, constants, choice.warps, choice.stages, q.device.index)
     if splits > 1:
         from .decode.merge import merge
 
         rows = batch * heads * queries
-        merge[(rows,)](parts, lse, out, out.stride(), rows, heads, queries, splits, DV=value_dim,
-                       BLOCK_DV=padded(value_dim), num_warps=2)
+        start(merge, (rows,), (parts, lse, out, out.stride(), rows, heads, queries, splits),
+              {"DV": value_dim, "BLOCK_DV": padded(value_dim)}, 2, 1, q.device.index)
 
 
 def summarize(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,10 +84,9 @@ def summarize(mask: Tensor) -> tuple[Tensor, Tensor]:
     four = mask[(None,) * (4 - mask.dim())]
     block_rows = min(TILE, 1 << (rows - 1).bit_length())
     with torch.cuda.device_of(mask):
-        kernel_[(four.shape[0] * four.shape[1] * classes.shape[-2],)](
-            four, four.stride(), hull, classes, four.shape[1], rows, columns, R=block_rows, W=max(2, 64 // block_rows),
-            num_warps=4,
-        )
+        start(kernel_, (four.shape[0] * four.shape[1] * classes.shape[-2],),
+              (four, four.stride(), hull, classes, four.shape[1], rows, columns),
+              {"R": block_rows, "W": max(2, 64 // block_rows)}, 4, 1, mask.device.index)
     return hull, classes
 
 
@@ -112,12 +112,17 @@ def operands(spec: AttentionSpec, tables: list[Tensor], sizes: list[int], scalar
     """Values for `codegen.operands(spec)`."""
     values: dict[str, Any] = {f"n{at}": size for at, size in enumerate(sizes)}
     values.update((f"x{at}", scalar) for at, scalar in enumerate(scalars))
-    for name in spec.tables:
+    for name in _tables(spec):
         tensor = tables[int(name[1:])]
         values[name] = tensor
         values.update((f"{name}_length{dim}", length) for dim, length in enumerate(tensor.shape))
         values.update((f"{name}_stride{dim}", stride) for dim, stride in enumerate(tensor.stride()))
     return [values[name] for name in codegen.operands(spec)]
+
+
+@lru_cache(maxsize=1024)
+def _tables(spec: AttentionSpec) -> tuple[str, ...]:
+    return spec.tables
 
 
 def interpreted() -> bool:
