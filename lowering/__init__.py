@@ -13,6 +13,7 @@ import torch
 from ..ir import AttentionSpec, Reason
 from ..ops import LIBRARY
 from . import cpu
+from .bounds import bounds
 
 __all__ = ["choose", "register", "supports"]
 
@@ -25,6 +26,8 @@ def register() -> None:
         return
     for name in ("attend", "summarize", "sdpa"):
         LIBRARY.impl(name, getattr(cpu, name), "CPU")
+    LIBRARY.impl("bounds", bounds, "CPU")
+    LIBRARY.impl("bounds", bounds, "CUDA")
     LIBRARY.impl("sdpa", cpu.sdpa, "CUDA")
     LIBRARY.impl("attend", _gpu_attend, "CUDA")
     LIBRARY.impl("summarize", _gpu_summarize, "CUDA")

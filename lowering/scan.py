@@ -2,7 +2,8 @@
 
 The online softmax that prefill and decode share. A row tile is M = BLOCK_M (h, i) pairs of one KV head; tiles of
 N = BLOCK_N keys stream past it. Keys outside the hull are never read; inside [full_begin, full_end) no row needs the
-hull as a mask. Where the spec has a residue it is evaluated first and an empty tile costs neither K nor V.
+hull as a mask. Where the spec has a residue it is evaluated first and an empty tile costs neither K nor V; where its tiles
+are classed, keys before the first and after the last live tile are not visited, and a run of full ones is like a hull's.
 Accumulation is float32; logits are in units of log2. NaN and +inf logits make their row NaN, as in SDPA.
 """
 
@@ -12,6 +13,7 @@ import triton.language as tl
 from .hooks import HAS_HI, HAS_LO, HAS_RESIDUE, HAS_TILE, hull_hi, hull_lo, residue, score, tile_class
 
 SUMMARY_TILE = tl.constexpr(64)
+SCAN_TILES = tl.constexpr(64)
 
 
 @triton.jit
@@ -34,16 +36,44 @@ def tile_range(lo, hi, S):
 
 
 @triton.jit
-def tile_summary(b, h, i, j0, S, env, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Least and greatest class of the summary tiles that BLOCK_M rows from i[0] and BLOCK_N keys from j0 touch.
+def samples(i, BLOCK_M: tl.constexpr):
+    """Of consecutive rows i [M, 1] one each SUMMARY_TILE and the last, [R, 1]: they touch every summary tile."""
+    ROWS: tl.constexpr = triton.next_power_of_2(triton.cdiv(BLOCK_M, SUMMARY_TILE) + 1)
+    return tl.minimum(tl.min(i) + tl.arange(0, ROWS) * SUMMARY_TILE, tl.max(i))[:, None]
+
+
+@triton.jit
+def tile_summary(b, h, i, j0, S, env, BLOCK_N: tl.constexpr):
+    """Least and greatest class of the summary tiles that rows i [R, 1] and BLOCK_N keys from j0 touch.
 
     One sample each SUMMARY_TILE positions and one at the end touches them all, wherever the tile boundaries fall.
     """
     SAMPLES: tl.constexpr = triton.next_power_of_2(triton.cdiv(BLOCK_N, SUMMARY_TILE) + 1)
     last = tl.minimum(j0 + BLOCK_N, S) - 1
     j = tl.minimum(j0 + tl.arange(0, SAMPLES) * SUMMARY_TILE, last)[None, :]
-    classes = tl.broadcast_to(tile_class(b, h, i, j, env).to(tl.int32), [BLOCK_M, SAMPLES])
+    classes = tl.broadcast_to(tile_class(b, h, i, j, env).to(tl.int32), [i.shape[0], SAMPLES])
     return tl.min(classes), tl.max(classes)
+
+
+@triton.jit
+def live_tiles(b, h, i, first, last, S, env):
+    """Of keys [first, last) and rows i [R, 1], in summary tiles: begin, end outside which the residue is nowhere true, and
+    full, part, the first run in which it is true everywhere (empty: full >= part)."""
+    begin = last
+    end = first
+    full = last
+    part = last
+    for c0 in tl.range(first // SUMMARY_TILE * SUMMARY_TILE, last, SCAN_TILES * SUMMARY_TILE):
+        j = c0 + tl.arange(0, SCAN_TILES) * SUMMARY_TILE                                       # [SCAN_TILES]
+        classes = tile_class(b, h, i, tl.minimum(j, S - 1)[None, :], env).to(tl.int32)
+        classes = tl.broadcast_to(classes, [i.shape[0], SCAN_TILES])
+        most = tl.where(j < last, tl.max(classes, 0), 0)
+        least = tl.where(j < last, tl.min(classes, 0), 0)
+        begin = tl.minimum(begin, tl.min(tl.where(most > 0, j, last)))
+        end = tl.maximum(end, tl.max(tl.where(most > 0, j + SUMMARY_TILE, first)))
+        full = tl.minimum(full, tl.min(tl.where(least == 2, j, last)))
+        part = tl.minimum(part, tl.min(tl.where((least < 2) & (j > full), j, last)))
+    return begin, end, full, part
 
 
 @triton.jit
@@ -98,58 +128,68 @@ def visit(acc, m, l, b_q, visible, j0, span, at, keys, env, D: tl.constexpr, DV:
 
 
 @triton.jit
-def scan_hull(b_q, first, last, span, lo, hi, at, keys, env, D: tl.constexpr, DV: tl.constexpr, BLOCK_N: tl.constexpr,
-              BLOCK_DV: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr):
-    """Keys [first, last) under the hull alone: a masked tile or two at each edge, none within."""
-    acc, m, l = nothing(b_q.shape[0], BLOCK_DV)
-    inner = first + tl.cdiv(tl.maximum(tl.max(lo) - first, 0), BLOCK_N) * BLOCK_N
-    inner = tl.minimum(inner, tl.maximum(last, first))
-    outer = tl.maximum(first + tl.maximum(tl.minimum(tl.min(hi), last) - first, 0) // BLOCK_N * BLOCK_N, inner)
-    if HAS_LO:
-        for j0 in tl.range(first, inner, BLOCK_N, num_stages=1):
-            j = (j0 + tl.arange(0, BLOCK_N))[None, :]
-            acc, m, l = visit(acc, m, l, b_q, (j >= lo) & (j < hi), j0, span, at, keys, env, D, DV, BLOCK_N, True, UPCAST)
-    for j0 in tl.range(inner, outer, BLOCK_N, num_stages=STAGES):
-        acc, m, l = visit(acc, m, l, b_q, True, j0, span, at, keys, env, D, DV, BLOCK_N, False, UPCAST)
-    for j0 in tl.range(outer, last, BLOCK_N, num_stages=1):
-        j = (j0 + tl.arange(0, BLOCK_N))[None, :]
-        acc, m, l = visit(acc, m, l, b_q, (j >= lo) & (j < hi), j0, span, at, keys, env, D, DV, BLOCK_N, True, UPCAST)
-    return acc, m, l
+def segments(first, last, lo, hi, S, rows, env, BLOCK_N: tl.constexpr):
+    """start <= inner <= outer <= stop: all that is seen of [first, last) is in [start, stop), all of [inner, outer) is seen.
+
+    start, inner and outer lie whole tiles from first.
+    """
+    start = first
+    stop = tl.maximum(last, first)
+    inside = tl.max(lo)
+    beyond = tl.minimum(tl.min(hi), stop)
+    if HAS_TILE:
+        begin, end, full, part = live_tiles(rows[0], rows[1], rows[2], first, last, S, env)
+        start = first + tl.maximum(begin - first, 0) // BLOCK_N * BLOCK_N
+        stop = tl.maximum(tl.minimum(stop, end), start)
+        inside = tl.maximum(inside, full)
+        beyond = tl.minimum(beyond, part)
+    inner = tl.minimum(start + tl.cdiv(tl.maximum(inside - start, 0), BLOCK_N) * BLOCK_N, stop)
+    outer = tl.maximum(start + tl.maximum(tl.minimum(beyond, stop) - start, 0) // BLOCK_N * BLOCK_N, inner)
+    return start, inner, outer, stop
 
 
 @triton.jit
-def scan_residue(b_q, first, last, span, lo, hi, S, at, keys, env, D: tl.constexpr, DV: tl.constexpr,
-                 BLOCK_N: tl.constexpr, BLOCK_DV: tl.constexpr, UPCAST: tl.constexpr):
-    """Keys [first, last) under hull and residue: a tile is skipped, taken under the hull alone, or under both."""
+def scan_edge(acc, m, l, b_q, first, last, span, lo, hi, S, at, rows, keys, env, D: tl.constexpr, DV: tl.constexpr,
+              BLOCK_N: tl.constexpr, UPCAST: tl.constexpr):
+    """Keys [first, last) under hull and residue; a tile in which the residue shows nothing costs neither K nor V."""
     b, h, i = at
-    acc, m, l = nothing(b_q.shape[0], BLOCK_DV)
-    for j0 in tl.range(first, last, BLOCK_N):
+    for j0 in tl.range(first, last, BLOCK_N, num_stages=1):
         j = (j0 + tl.arange(0, BLOCK_N))[None, :]
-        least = 1
-        most = 1
-        if HAS_TILE:
-            least, most = tile_summary(b, h, i, j0, S, env, b_q.shape[0], BLOCK_N)
-        if most > 0:
-            visible = (j >= lo) & (j < hi)
-            if least < 2:
-                visible = visible & residue(b, h, i, j, env)
-            if tl.max(visible.to(tl.int32)) > 0:
-                acc, m, l = visit(acc, m, l, b_q, visible, j0, span, at, keys, env, D, DV, BLOCK_N, True, UPCAST)
+        visible = (j >= lo) & (j < hi)
+        if HAS_RESIDUE:
+            least = 1
+            most = 1
+            if HAS_TILE:
+                least, most = tile_summary(rows[0], rows[1], rows[2], j0, S, env, BLOCK_N)
+            if most > 0:
+                if least < 2:
+                    visible = visible & residue(b, h, i, j, env)
+                if tl.max(visible.to(tl.int32)) > 0:
+                    acc, m, l = visit(acc, m, l, b_q, visible, j0, span, at, keys, env, D, DV, BLOCK_N, True, UPCAST)
+        else:
+            acc, m, l = visit(acc, m, l, b_q, visible, j0, span, at, keys, env, D, DV, BLOCK_N, True, UPCAST)
     return acc, m, l
 
 
 @triton.jit
-def scan(b_q, first, last, span, lo, hi, S, at, keys, env, D: tl.constexpr, DV: tl.constexpr, BLOCK_N: tl.constexpr,
+def scan(b_q, first, last, span, lo, hi, S, at, rows, keys, env, D: tl.constexpr, DV: tl.constexpr, BLOCK_N: tl.constexpr,
          BLOCK_DV: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr):
     """acc [M, DV] float32, m [M], l [M] of keys [first, last).
 
-    b_q [M, D]; span = (begin, end), the keys that may be read; lo, hi [M, 1]; at = (b, h, i);
-    keys = (k, strides, v, strides), pointers to one KV head with their (key, dim) strides; env the operands of the spec.
+    b_q [M, D]; span = (begin, end), the keys that may be read; lo, hi [M, 1]; at = (b, h, i); rows = (b, h, i [R, 1]),
+    one at least of each SUMMARY_TILE rows; keys = (k, strides, v, strides), pointers to one KV head with their (key, dim)
+    strides; env the operands of the spec.
     """
-    if HAS_RESIDUE:
-        return scan_residue(b_q, first, last, span, lo, hi, S, at, keys, env, D, DV, BLOCK_N, BLOCK_DV, UPCAST)
+    acc, m, l = nothing(b_q.shape[0], BLOCK_DV)
+    if HAS_RESIDUE and not HAS_TILE:
+        return scan_edge(acc, m, l, b_q, first, last, span, lo, hi, S, at, rows, keys, env, D, DV, BLOCK_N, UPCAST)
     else:
-        return scan_hull(b_q, first, last, span, lo, hi, at, keys, env, D, DV, BLOCK_N, BLOCK_DV, STAGES, UPCAST)
+        start, inner, outer, stop = segments(first, last, lo, hi, S, rows, env, BLOCK_N)
+        if HAS_LO or HAS_TILE:
+            acc, m, l = scan_edge(acc, m, l, b_q, start, inner, span, lo, hi, S, at, rows, keys, env, D, DV, BLOCK_N, UPCAST)
+        for j0 in tl.range(inner, outer, BLOCK_N, num_stages=STAGES):
+            acc, m, l = visit(acc, m, l, b_q, True, j0, span, at, keys, env, D, DV, BLOCK_N, False, UPCAST)
+        return scan_edge(acc, m, l, b_q, outer, stop, span, lo, hi, S, at, rows, keys, env, D, DV, BLOCK_N, UPCAST)
 
 
 @triton.jit

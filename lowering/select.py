@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from functools import lru_cache
 
-import sympy
 import torch
 
 from .. import expr as E
@@ -61,5 +60,5 @@ def choose(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: int,
 
 
 def is_dense(spec: AttentionSpec) -> bool:
-    """Whether a kernel evaluates a residue, or loads an element for each (i, j)."""
-    return spec.residue != sympy.true or any({E.i, E.j} <= load.free_symbols for load in E.loads(spec.score))
+    """Whether a kernel loads an element for each (i, j), of a bias or of a mask."""
+    return any({E.i, E.j} <= load.free_symbols for e in (spec.score, spec.residue) for load in E.loads(e))

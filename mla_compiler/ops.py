@@ -3,6 +3,7 @@
     sdpa       F.scaled_dot_product_attention, kept whole through AOTAutograd until it is understood
     attend     an attention whose meaning is `spec` (ir.AttentionSpec)
     summarize  of a bool mask: per row the hull of visible keys, per tile whether none, some or all are visible
+    bounds     of a table along its positions, say document numbers: the least and greatest value of each tile
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ LIBRARY.define(
     tags=_FLEXIBLE,
 )
 LIBRARY.define("summarize(Tensor mask) -> (Tensor, Tensor)", tags=_FLEXIBLE)
+LIBRARY.define("bounds(Tensor table) -> Tensor", tags=_FLEXIBLE)
 
 
 def output_like(q: Tensor, v: Tensor, heads_first: bool) -> Tensor:
@@ -73,6 +75,13 @@ def _summarize(mask: Tensor) -> tuple[Tensor, Tensor]:
     *lead, rows, columns = mask.shape
     tiles = [(rows + TILE - 1) // TILE, (columns + TILE - 1) // TILE]
     return mask.new_empty([*lead, rows, 2], dtype=torch.int32), mask.new_empty([*lead, *tiles], dtype=torch.int8)
+
+
+@torch.library.register_fake("flashmla::bounds", lib=LIBRARY)
+def _bounds(table: Tensor) -> Tensor:
+    """table [..., S] -> [..., S/TILE, 2]."""
+    *lead, positions = table.shape
+    return table.new_empty([*lead, (positions + TILE - 1) // TILE, 2])
 
 
 def _autocast_sdpa(device_type: str) -> Callable[..., Tensor]:

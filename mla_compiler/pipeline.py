@@ -21,7 +21,7 @@ from torch.fx import Graph, Node
 from .errors import VerifyError
 from .ir import AttentionSpec, Reason, Rejected, Site
 from .options import Options
-from .passes import emit, find_attention, fold_operands, specify, summarize_masks
+from .passes import bound_tables, emit, find_attention, fold_operands, specify, summarize_masks
 from .passes.attention import Attention
 from .passes.build import Builder
 from .passes.denote import Evaluator
@@ -72,6 +72,7 @@ class Run:
     evaluator: Evaluator = field(init=False)
     sites: list[Progress] = field(default_factory=list)
     summaries: dict[str, Summary] = field(default_factory=dict)
+    bounds: dict[str, Node] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     on_pass: Callable[[str, Graph], None] | None = None
 
@@ -152,6 +153,7 @@ def summarize(run: Run) -> None:
         builder = Builder(run.graph, site.anchor)
         assert site.spec is not None
         site.spec = summarize_masks.rewrite(site.spec, run.summaries, builder, run.evaluator.leaves)
+        site.spec = bound_tables.rewrite(site.spec, run.bounds, builder, run.evaluator.leaves)
 
 
 def emit_all(run: Run) -> None:

@@ -50,8 +50,8 @@ def decode(q, q_strides, k, k_strides, v, v_strides, out, out_strides, lse, B, H
     p_k = k + b64 * k_strides[0] + kv_head.to(tl.int64) * k_strides[1]
     p_v = v + b64 * v_strides[0] + kv_head.to(tl.int64) * v_strides[1]
     keys = (p_k, (k_strides[2], k_strides[3]), p_v, (v_strides[2], v_strides[3]))
-    acc, m, l = scan(b_q, first, last, (begin, last), lo, hi, S, (b, h, i), keys, env, D, DV, BLOCK_N, BLOCK_DV,
-                     STAGES, UPCAST)
+    acc, m, l = scan(b_q, first, last, (begin, last), lo, hi, S, (b, h, i), (b, h, i), keys, env, D, DV, BLOCK_N,
+                     BLOCK_DV, STAGES, UPCAST)
     if HAS_SINK:
         a = sink(b, h, i, env) + tl.zeros([BLOCK_M, 1], tl.float32)
         acc, m, l = join_sink(acc, m, l, tl.where(part == 0, a, float("-inf")))

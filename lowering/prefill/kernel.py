@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from ..hooks import HAS_SINK, sink
-from ..scan import hull, join_sink, load_rows, normalise, scan, tile_range
+from ..scan import hull, join_sink, load_rows, normalise, samples, scan, tile_range
 
 
 @triton.jit(do_not_specialize=["T", "S"])
@@ -35,8 +35,8 @@ def prefill(q, q_strides, k, k_strides, v, v_strides, out, out_strides, H, T, S,
     p_k = k + b64 * k_strides[0] + h64 // GROUP * k_strides[1]
     p_v = v + b64 * v_strides[0] + h64 // GROUP * v_strides[1]
     keys = (p_k, (k_strides[2], k_strides[3]), p_v, (v_strides[2], v_strides[3]))
-    acc, m, l = scan(b_q, first, end, (begin, end), lo, hi, S, (b, h, i), keys, env, D, DV, BLOCK_N, BLOCK_DV,
-                     STAGES, UPCAST)
+    acc, m, l = scan(b_q, first, end, (begin, end), lo, hi, S, (b, h, i), (b, h, samples(i, BLOCK_M)), keys, env, D, DV,
+                     BLOCK_N, BLOCK_DV, STAGES, UPCAST)
     if HAS_SINK:
         acc, m, l = join_sink(acc, m, l, sink(b, h, i, env) + tl.zeros([BLOCK_M, 1], tl.float32))
     o_d = tl.arange(0, BLOCK_DV)

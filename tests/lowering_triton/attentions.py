@@ -11,6 +11,15 @@ CASES = {
     "chunks": Case("score: 0.25*s; lo: i // 16 * 16; hi: i + 1"),
     "padding": Case("score: 0.25*s; hi: i + 1; residue: M0[b, j]", ("padding",), batch=2),
     "documents": Case("score: 0.25*s; hi: i + 1; residue: T0[b, i] == T0[b, j]", ("documents",), queries=67, keys=67),
+    "documents, bounded": Case(
+        "score: 0.25*s; hi: i + 1; residue: T0[b, i] == T0[b, j]; tile: where((T1[b, i//64, 1] < T1[b, j//64, 0]) | "
+        "(T1[b, j//64, 1] < T1[b, i//64, 0]), 0, where((T1[b, i//64, 0] == T1[b, j//64, 1]) & "
+        "(T1[b, i//64, 1] == T1[b, j//64, 0]), 2, 1))", ("long_documents", "long_bounds"), queries=330, keys=330, batch=2,
+    ),
+    "segments, bounded": Case(
+        "score: 0.25*s; residue: T0[b, i] == T0[b, j]; tile: where((T1[b, i//64, 1] < T1[b, j//64, 0]) | "
+        "(T1[b, j//64, 1] < T1[b, i//64, 0]), 0, 1)", ("segments", "segment_bounds"), queries=200, keys=200,
+    ),
     "prefix": Case("score: 0.25*s; residue: (j <= i) | (j < T0[b] + 1)", ("lengths",), batch=2),
     "softcap": Case("score: 2.0*tanh(0.25*s)"),
     "alibi": Case("score: 0.25*s + F0[h]*(i - j); hi: i + 1", ("slopes",)),

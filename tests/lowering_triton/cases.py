@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mla_compiler.ir import AttentionSpec
 from mla_compiler.lowering import gpu, reference
+from mla_compiler.lowering.bounds import bounds
 from mla_compiler.lowering.choice import Choice
 from mla_compiler.lowering.machine import machine_of
 from mla_compiler.lowering.select import choose
@@ -160,6 +161,25 @@ def length(case: Case) -> Tensor:
 
 def documents(case: Case) -> Tensor:
     return (torch.arange(max(case.queries, case.keys)) // 11).expand(case.batch, -1)
+
+
+def long_documents(case: Case) -> Tensor:
+    """One longer than a tile of every kernel, one short, and so on."""
+    lengths = torch.tensor([200, 10, 1, 119]).repeat(-(-max(case.queries, case.keys) // 330))
+    return torch.arange(len(lengths)).repeat_interleave(lengths)[: max(case.queries, case.keys)].expand(case.batch, -1)
+
+
+def long_bounds(case: Case) -> Tensor:
+    return bounds(long_documents(case))
+
+
+def segments(case: Case) -> Tensor:
+    """In no order: some tiles of a row are live, some between them are not."""
+    return torch.tensor([0, 2, 1, 0, 2, 2, 0]).repeat_interleave(64)[: max(case.queries, case.keys)].expand(case.batch, -1)
+
+
+def segment_bounds(case: Case) -> Tensor:
+    return bounds(segments(case))
 
 
 def short(case: Case) -> Tensor:
