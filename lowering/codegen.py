@@ -55,6 +55,7 @@ def _hopper(spec: AttentionSpec) -> str:
     entry = body.pop("hopper")
     flags = {"HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_SINK": spec.sink is not None, "SCALE": _scale(spec)}
     constants = [f"{name} = gl.constexpr({value})" for name, value in flags.items()]
+    constants += [text for name, text in _assignments(kernel).items()]
     return _header(spec, _docstring(kernel)) + "\n".join([_imports(kernel), "", *constants]) + "\n\n\n" + "\n\n\n".join(
         [*own, *body.values(), _entry(spec, entry)]) + "\n"
 

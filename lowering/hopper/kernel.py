@@ -1,6 +1,6 @@
 """out[b,h,i,:] = sum_j exp(a_j) v[b,h//GROUP,j,:] / sum_j exp(a_j)      a = score(q[b,h,i,:] . k[b,h//GROUP,j,:])
 
-FlashAttention-3 (Shah et al., 2024) for Hopper: one warp loads tiles by TMA into rings of STAGES in shared memory, WARPGROUPS
+FlashAttention-3 (Shah et al., 2024) for Hopper: one warp loads tiles by TMA into rings of STAGES in shared memory, two
 warpgroups of 64 rows each multiply. A warpgroup issues the scores of the next tile, then the values of this one, and
 computes the next weights while the values are summed; weights stay in registers, as the left operand.
 Shapes: q [B, H, T, D]; k [B, H/GROUP, S, D]; v [B, H/GROUP, S, DV]; out [B, H, T, DV]; unit stride in D, others by 16 bytes.
@@ -28,6 +28,8 @@ from ..hooks import HAS_LO, HAS_SINK, sink
 from .softmax import join_sink, weigh
 from .tiles import hull, item, key_range, least, most, rounds
 
+WARPGROUPS = gl.constexpr(2)
+
 
 @gluon.jit
 def slot(use, STAGES: gl.constexpr):
@@ -49,7 +51,7 @@ def load_tile(descs, bufs, bars, use, b, h, row, STAGES: gl.constexpr, BLOCK_D: 
 
 
 @gluon.jit
-def load_queries(descs, bufs, bars, use, b, h, row, WARPGROUPS: gl.constexpr, BLOCK_D: gl.constexpr, REST: gl.constexpr):
+def load_queries(descs, bufs, bars, use, b, h, row, BLOCK_D: gl.constexpr, REST: gl.constexpr):
     """The rows of an item, 64 for each warpgroup, under one barrier."""
     full, empty = bars
     mbarrier.wait(empty.index(0), use % 2 ^ 1)
@@ -62,20 +64,20 @@ def load_queries(descs, bufs, bars, use, b, h, row, WARPGROUPS: gl.constexpr, BL
 
 
 @gluon.jit
-def load(descs, bufs, bars, turn_bars, sizes, env, out, GROUP: gl.constexpr, STAGES: gl.constexpr, BLOCK_M: gl.constexpr,
-         BLOCK_N: gl.constexpr, BLOCK_D: gl.constexpr, BLOCK_REST: gl.constexpr, DV: gl.constexpr, PING_PONG: gl.constexpr):
+def load(descs, bufs, bars, sizes, env, GROUP: gl.constexpr, STAGES: gl.constexpr, BLOCK_M: gl.constexpr,
+         BLOCK_N: gl.constexpr, BLOCK_D: gl.constexpr, BLOCK_REST: gl.constexpr):
     """The producer: for each item Q once, for each tile of keys K, then V of the tile before: V is needed that much later."""
     q, k, v = descs
     b_q, b_k, b_v = bufs
     q_bars, k_bars, v_bars = bars
-    H, T, S, tiles, section, work, strides = sizes
+    H, T, S, tiles, section, work = sizes
     use = 0
     for turn in range(rounds(work)):
         b, h, row = item(turn, H, tiles, section, BLOCK_M)
-        begin, end, first, count = key_range(b, h, row, T, S, env, BLOCK_M, BLOCK_N)
+        _begin, _end, first, count = key_range(b, h, row, T, S, env, BLOCK_M, BLOCK_N)
         last = first + (count - 1) * BLOCK_N
         load_tile(k, b_k, k_bars, use, b, h // GROUP, last, STAGES, BLOCK_D, BLOCK_REST)
-        load_queries(q, b_q, q_bars, turn, b, h, row, BLOCK_M // 64, BLOCK_D, BLOCK_REST)
+        load_queries(q, b_q, q_bars, turn, b, h, row, BLOCK_D, BLOCK_REST)
         for at in range(1, count):
             load_tile(k, b_k, k_bars, use + at, b, h // GROUP, last - at * BLOCK_N, STAGES, BLOCK_D, BLOCK_REST)
             load_tile(v, b_v, v_bars, use + at - 1, b, h // GROUP, last - (at - 1) * BLOCK_N, STAGES, BLOCK_D, 0)
@@ -116,15 +118,14 @@ def clean(b_v, at, j0, begin, end, BLOCK_N: gl.constexpr, DV: gl.constexpr):
 
 
 @gluon.jit
-def multiply(wg: gl.constexpr, bufs, bars, turn_bars, sizes, env, out, GROUP: gl.constexpr, STAGES: gl.constexpr,
-             BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_D: gl.constexpr, BLOCK_REST: gl.constexpr,
-             DV: gl.constexpr, PING_PONG: gl.constexpr):
+def multiply(wg: gl.constexpr, bufs, bars, turn_bars, sizes, env, to, STAGES: gl.constexpr, BLOCK_M: gl.constexpr,
+             BLOCK_N: gl.constexpr, BLOCK_REST: gl.constexpr, DV: gl.constexpr, PING_PONG: gl.constexpr):
     """A consumer: rows 64 wg .. 64 wg + 63 of each item."""
     b_q, b_k, b_v = bufs
     q_bars, k_bars, v_bars = bars
-    H, T, S, tiles, section, work, strides = sizes
+    H, T, S, tiles, section, work = sizes
+    out, strides = to
     BLOCK_DV: gl.constexpr = b_v[0].shape[4]
-    WARPGROUPS: gl.constexpr = BLOCK_M // 64
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_DV, 16])
     p_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
@@ -157,16 +158,16 @@ def multiply(wg: gl.constexpr, bufs, bars, turn_bars, sizes, env, out, GROUP: gl
         mbarrier.wait(v_bars[0].index(k_at), phase)
         clean(b_v[0], k_at, last, begin, end, BLOCK_N, BLOCK_DV)
         weights, m, l, shrink = weigh(s, m, l, last, lo, hi, at, env, BLOCK_N, True)
-        p = gl.convert_layout(weights.to(kind), p_layout)
 
         for region in gl.static_range(3 if HAS_LO else 2):
             for t in range(1 if region == 0 else upper if region == 1 else lower,
                            upper if region == 0 else lower if region == 1 else count):
                 k_at, k_phase = slot(use + t, STAGES)
                 v_at, v_phase = slot(use + t - 1, STAGES)
+                p = gl.convert_layout(weights.to(kind), p_layout)
                 mbarrier.wait(k_bars[0].index(k_at), k_phase)
                 if PING_PONG:
-                    mbarrier.wait(turn_bars.index(wg), (steps + t - 1) % 2 ^ (wg == 0))
+                    mbarrier.wait(turn_bars.index(wg), (steps + t - 1 + (1 if wg == 0 else 0)) % 2)
                 s_next = scores(b_q, b_k, wg, k_at, BLOCK_N, BLOCK_REST)
                 mbarrier.wait(v_bars[0].index(v_at), v_phase)
                 o_next = warpgroup_mma(p, flat(b_v[0], v_at, BLOCK_N), acc, is_async=True)
@@ -178,13 +179,13 @@ def multiply(wg: gl.constexpr, bufs, bars, turn_bars, sizes, env, out, GROUP: gl
                 acc = warpgroup_mma_wait(0, [o_next])
                 mbarrier.arrive(v_bars[1].index(v_at))
                 acc = acc * gl.convert_layout(shrink, o_rows)[:, None]
-                p = gl.convert_layout(weights.to(kind), p_layout)
 
         mbarrier.arrive(q_bars[1].index(0))
         v_at, phase = slot(use + count - 1, STAGES)
         mbarrier.wait(v_bars[0].index(v_at), phase)
         if HAS_LO:
             clean(b_v[0], v_at, first, begin, end, BLOCK_N, BLOCK_DV)
+        p = gl.convert_layout(weights.to(kind), p_layout)
         acc = warpgroup_mma_wait(0, [warpgroup_mma(p, flat(b_v[0], v_at, BLOCK_N), acc, is_async=True)])
         mbarrier.arrive(v_bars[1].index(v_at))
         use += count
@@ -203,41 +204,22 @@ def multiply(wg: gl.constexpr, bufs, bars, turn_bars, sizes, env, out, GROUP: gl
 
 
 @gluon.jit
-def multiply_0(descs, bufs, bars, turn_bars, sizes, env, out, GROUP: gl.constexpr, STAGES: gl.constexpr, BLOCK_M: gl.constexpr,
-               BLOCK_N: gl.constexpr, BLOCK_D: gl.constexpr, BLOCK_REST: gl.constexpr, DV: gl.constexpr,
-               PING_PONG: gl.constexpr):
-    multiply(0, bufs, bars, turn_bars, sizes, env, out, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_REST, DV, PING_PONG)
-
-
-@gluon.jit
-def multiply_1(descs, bufs, bars, turn_bars, sizes, env, out, GROUP: gl.constexpr, STAGES: gl.constexpr, BLOCK_M: gl.constexpr,
-               BLOCK_N: gl.constexpr, BLOCK_D: gl.constexpr, BLOCK_REST: gl.constexpr, DV: gl.constexpr,
-               PING_PONG: gl.constexpr):
-    multiply(1, bufs, bars, turn_bars, sizes, env, out, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_REST, DV, PING_PONG)
-
-
-@gluon.jit
-def multiply_2(descs, bufs, bars, turn_bars, sizes, env, out, GROUP: gl.constexpr, STAGES: gl.constexpr, BLOCK_M: gl.constexpr,
-               BLOCK_N: gl.constexpr, BLOCK_D: gl.constexpr, BLOCK_REST: gl.constexpr, DV: gl.constexpr,
-               PING_PONG: gl.constexpr):
-    multiply(2, bufs, bars, turn_bars, sizes, env, out, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_REST, DV, PING_PONG)
-
-
-@gluon.jit
-def ring(STAGES: gl.constexpr, READERS: gl.constexpr):
+def ring(STAGES: gl.constexpr):
     """full, empty: the barriers of a ring."""
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for at in gl.static_range(STAGES):
         mbarrier.init(full.index(at), count=1)
-        mbarrier.init(empty.index(at), count=READERS)
+        mbarrier.init(empty.index(at), count=WARPGROUPS)
     return full, empty
 
 
 @gluon.jit
 def space(desc, STAGES: gl.constexpr):
     """A ring of tiles of a descriptor."""
-    return gl.allocate_shared_memory(desc.dtype, [STAGES] + desc.block_type.shape, desc.layout)
+    ROWS: gl.constexpr = desc.block_type.shape[2]
+    COLUMNS: gl.constexpr = desc.block_type.shape[3]
+    return gl.allocate_shared_memory(desc.dtype, [STAGES, 1, 1, ROWS, COLUMNS], desc.layout)
 
 
 @gluon.jit(do_not_specialize=["H", "T", "S", "tiles", "section", "work"])
@@ -245,34 +227,21 @@ def hopper(q, q_rest, k, k_rest, v, out, out_strides, H, T, S, tiles, section, w
            operands, DV: gl.constexpr, GROUP: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
            BLOCK_D: gl.constexpr, BLOCK_REST: gl.constexpr, STAGES: gl.constexpr, PING_PONG: gl.constexpr):
     env = operands
-    WARPGROUPS: gl.constexpr = BLOCK_M // 64
+    wide = (space(q, WARPGROUPS), space(k, STAGES), space(v, STAGES))
+    descs = ((q,), (k,), (v,))
+    bufs = ((wide[0],), (wide[1],), (wide[2],))
     if BLOCK_REST:
-        descs = ((q, q_rest), (k, k_rest), (v,))
-        bufs = ((space(q, WARPGROUPS), space(q_rest, WARPGROUPS)), (space(k, STAGES), space(k_rest, STAGES)), (space(v, STAGES),))
-    else:
-        descs = ((q,), (k,), (v,))
-        bufs = ((space(q, WARPGROUPS),), (space(k, STAGES),), (space(v, STAGES),))
-    bars = (ring(1, WARPGROUPS), ring(STAGES, WARPGROUPS), ring(STAGES, WARPGROUPS))
+        descs = ((q, q_rest), (k, k_rest), (v,))  # type: ignore[assignment]
+        bufs = ((wide[0], space(q_rest, WARPGROUPS)), (wide[1], space(k_rest, STAGES)), (wide[2],))  # type: ignore[assignment]
+    bars = (ring(1), ring(STAGES), ring(STAGES))
     turn_bars = gl.allocate_shared_memory(gl.int64, [WARPGROUPS, 1], mbarrier.MBarrierLayout())
     for wg in gl.static_range(WARPGROUPS):
         mbarrier.init(turn_bars.index(wg), count=1)
     fence_async_shared()
-    sizes = (H, T, S, tiles, section, work, out_strides)
-    if WARPGROUPS == 1:
-        gl.warp_specialize([
-            (multiply_0, (descs, bufs, bars, turn_bars, sizes, env, out, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_REST, DV, PING_PONG)),
-            (load, (descs, bufs, bars, turn_bars, sizes, env, out, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_REST, DV, PING_PONG)),
-        ], [1], [24])
-    elif WARPGROUPS == 2:
-        gl.warp_specialize([
-            (multiply_0, (descs, bufs, bars, turn_bars, sizes, env, out, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_REST, DV, PING_PONG)),
-            (multiply_1, (descs, bufs, bars, turn_bars, sizes, env, out, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_REST, DV, PING_PONG)),
-            (load, (descs, bufs, bars, turn_bars, sizes, env, out, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_REST, DV, PING_PONG)),
-        ], [4, 1], [240, 24])
-    else:
-        gl.warp_specialize([
-            (multiply_0, (descs, bufs, bars, turn_bars, sizes, env, out, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_REST, DV, PING_PONG)),
-            (multiply_1, (descs, bufs, bars, turn_bars, sizes, env, out, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_REST, DV, PING_PONG)),
-            (multiply_2, (descs, bufs, bars, turn_bars, sizes, env, out, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_REST, DV, PING_PONG)),
-            (load, (descs, bufs, bars, turn_bars, sizes, env, out, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_REST, DV, PING_PONG)),
-        ], [4, 4, 1], [160, 160, 24])
+    sizes = (H, T, S, tiles, section, work)
+    to = (out, out_strides)
+    gl.warp_specialize([
+        (multiply, (0, bufs, bars, turn_bars, sizes, env, to, STAGES, BLOCK_M, BLOCK_N, BLOCK_REST, DV, PING_PONG)),
+        (multiply, (1, bufs, bars, turn_bars, sizes, env, to, STAGES, BLOCK_M, BLOCK_N, BLOCK_REST, DV, PING_PONG)),
+        (load, (descs, bufs, bars, sizes, env, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_REST)),
+    ], [4, 1], [240, 24])

@@ -7,7 +7,7 @@ fused multiply-add. Otherwise a is the spec's score. NaN and +inf logits make th
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from ..hooks import score
+from ..hooks import HAS_LO, score
 
 SCALE = gl.constexpr(0.0)
 
@@ -27,7 +27,9 @@ def weigh(s, m, l, j0, lo, hi, at, env, BLOCK_N: gl.constexpr, MASKED: gl.conste
     if SCALE == 0.0:
         a = score(s, b, h, i, j, env)                                                          # [M, N]
     if MASKED:
-        a = gl.where((j >= lo) & (j < hi), a, float("-inf"))
+        a = gl.where(j < hi, a, float("-inf"))
+        if HAS_LO:
+            a = gl.where(j >= lo, a, float("-inf"))
     highest = gl.max(a, 1)                                                                     # [M]
     if SCALE != 0.0:
         highest = highest * SCALE

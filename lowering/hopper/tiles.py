@@ -58,9 +58,7 @@ def key_range(b, h, row, T, S, env, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr
     end = S
     if HAS_LO or HAS_HI:
         layout: gl.constexpr = gl.BlockedLayout([1, 1], [32, 1], [gl.num_warps(), 1], [1, 0])
-        ROWS: gl.constexpr = 64 if BLOCK_M <= 64 else 128 if BLOCK_M <= 128 else 256
-        within = gl.minimum(gl.arange(0, ROWS, gl.SliceLayout(1, layout)), BLOCK_M - 1)
-        i = gl.minimum(row + within, T - 1)[:, None]                                               # [M, 1]
+        i = gl.minimum(row + gl.arange(0, BLOCK_M, gl.SliceLayout(1, layout)), T - 1)[:, None]      # [M, 1]
         lo, hi = hull(b, h, i, S, env)
         if HAS_LO:
             begin = least(gl.where(lo < hi, lo, S))
