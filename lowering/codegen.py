@@ -46,18 +46,19 @@ def source(spec: AttentionSpec, family: str) -> str:
 
 def _hopper(spec: AttentionSpec) -> str:
     """The module of the Gluon kernel: its hooks are the same text, in Gluon's names."""
-    kernel, parts = _HERE / "hopper" / "kernel.py", [_HERE / "hopper" / name for name in ("tiles.py", "softmax.py")]
+    parts = [_HERE / "hopper" / f"{name}.py" for name in ("tiles", "softmax", "multiply", "kernel")]
+    kernel = parts[-1]
     wanted = [hook for hook in hooks(spec) if hook.name not in ("residue", "tile_class")]
     used = frozenset().union(*(hook.used for hook in wanted))
     helpers = [text for name, text in _functions(_HERE / "arithmetic.py").items() if name in used]
     own = [_in_gluon(text) for text in (*helpers, *(hook.text(operands(spec)) for hook in wanted))]
-    body = {name: text for path in (*parts, kernel) for name, text in _functions(path).items()}
+    body = {name: text for path in parts for name, text in _functions(path).items()}
     entry = body.pop("hopper")
     flags = {"HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_SINK": spec.sink is not None, "SCALE": _scale(spec)}
     constants = [f"{name} = gl.constexpr({value})" for name, value in flags.items()]
-    constants += [text for name, text in _assignments(kernel).items()]
-    return _header(spec, _docstring(kernel)) + "\n".join([_imports(kernel), "", *constants]) + "\n\n\n" + "\n\n\n".join(
-        [*own, *body.values(), _entry(spec, entry)]) + "\n"
+    constants += _assignments(parts[0]).values()
+    head = "\n".join([_imports(*parts), "", *constants])
+    return _header(spec, _docstring(kernel)) + "\n\n\n".join([head, *own, *body.values(), _entry(spec, entry)]) + "\n"
 
 
 def _in_gluon(text: str) -> str:
@@ -65,11 +66,13 @@ def _in_gluon(text: str) -> str:
     return re.sub(r"\btl\.(?!PropagateNan)", "gl.", text).replace("@triton.jit", "@gluon.jit")
 
 
-def _imports(path: Path) -> str:
-    """The imports of a template from outside this package, and Triton's own language for PropagateNan."""
-    text, module = _parsed(path)
-    nodes = [node for node in module.body if isinstance(node, ast.ImportFrom) and not node.level]
-    return "\n".join(["import triton.language as tl", *(ast.get_source_segment(text, node) or "" for node in nodes)])
+def _imports(*paths: Path) -> str:
+    """What the templates import from Triton, and Triton's own language for PropagateNan."""
+    found = ["import triton.language as tl"]
+    for text, module in map(_parsed, paths):
+        nodes = [node for node in module.body if isinstance(node, ast.ImportFrom) and not node.level]
+        found += [ast.get_source_segment(text, node) or "" for node in nodes]
+    return "\n".join(dict.fromkeys(found))
 
 
 def _scale(spec: AttentionSpec) -> float:

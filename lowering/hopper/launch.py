@@ -74,5 +74,6 @@ def describe(x: Tensor, rows: int, dim: int) -> Any:
     """x [B, H, S, D] in tiles of rows x dim; what lies outside reads as 0. The stride of a size of 1 is never used."""
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-    strides = [stride if size > 1 else 8 for stride, size in zip(x.stride()[:3], x.shape[:3], strict=True)]
+    unused = -(-x.numel() // 8) * 8
+    strides = [stride if size > 1 else unused for stride, size in zip(x.stride()[:3], x.shape[:3], strict=True)]
     return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, dim], layout(rows, dim, x.dtype))

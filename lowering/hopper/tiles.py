@@ -9,6 +9,14 @@ from triton.experimental.gluon import language as gl
 
 from ..hooks import HAS_HI, HAS_LO, hull_hi, hull_lo
 
+WARPGROUPS = gl.constexpr(2)
+
+
+@gluon.jit
+def slot(use, STAGES: gl.constexpr):
+    """Slot and phase of a use of a ring."""
+    return use % STAGES, use // STAGES % 2
+
 
 @gluon.jit
 def rounds(work):

@@ -40,7 +40,8 @@ def test_the_loop_multiplies_from_registers_and_spills_nothing(dims):
     if not kernel.sass:
         pytest.skip("no disassembler")
     assert kernel.shared <= H100.shared_memory and kernel.registers * 384 <= 65536
-    assert kernel.ptx.count("setmaxnreg.inc.sync.aligned.u32 \t240") == 1 and "setmaxnreg.dec.sync.aligned.u32 \t24;" in kernel.ptx
+    assert kernel.ptx.count("setmaxnreg.inc.sync.aligned.u32 \t240") == 1
+    assert "setmaxnreg.dec.sync.aligned.u32 \t24;" in kernel.ptx
     assert "cp.async.bulk.tensor.4d" in kernel.ptx and "wgmma.wait_group.sync.aligned 1;" in kernel.ptx
     loops = [piece for piece in steps(kernel.sass) if piece.count("WARPGROUP.DEPBAR") == 2]
     assert len(loops) == 4                                      # masked and whole tiles, for each of two warpgroups
