@@ -17,6 +17,7 @@ from ..ops import output_like
 from . import codegen, modules
 from .checks import check_operands
 from .choice import Choice, padded
+from .decode import launch as decode
 from .machine import machine_of
 from .select import DTYPES, choose
 
@@ -40,8 +41,9 @@ def launch(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor,
     """Runs `choice` into out [B, H, T, DV], of any strides."""
     with torch.cuda.device_of(q):
         if choice.family == "prefill":
-            return _prefill(spec, choice, q, k, v, given, out)
-        return _decode(spec, choice, q, k, v, given, out)
+            _prefill(spec, choice, q, k, v, given, out)
+        else:
+            decode.launch(kernel(spec, "decode"), spec.group, choice, q, k, v, given, blocks(spec, choice, q, v), out)
 
 
 def _prefill(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor) -> None:
@@ -51,24 +53,6 @@ def _prefill(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tenso
         q, q.stride(), k, k.stride(), v, v.stride(), out, out.stride(), heads, queries, k.shape[2], *given,
         **blocks(spec, choice, q, v), num_warps=choice.warps, num_stages=choice.stages,
     )
-
-
-def _decode(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor) -> None:
-    batch, heads, queries, _ = q.shape
-    kv_heads, splits, value_dim = heads // spec.group, choice.kv_splits, v.shape[3]
-    grid = (splits * -(-spec.group * queries // choice.block_m) * batch * kv_heads,)
-    parts = q.new_empty((splits, batch, heads, queries, value_dim), dtype=torch.float32) if splits > 1 else out
-    lse = q.new_empty((splits, batch, heads, queries) if splits > 1 else 1, dtype=torch.float32)
-    kernel(spec, "decode").decode[grid](
-        q, q.stride(), k, k.stride(), v, v.stride(), parts, out.stride(), lse, batch, heads, queries, k.shape[2], splits,
-        *given, **blocks(spec, choice, q, v), IN_PARTS=splits > 1, num_warps=choice.warps, num_stages=choice.stages,
-    )
-    if splits > 1:
-        from .decode.merge import merge
-
-        rows = batch * heads * queries
-        merge[(rows,)](parts, lse, out, out.stride(), rows, heads, queries, splits, DV=value_dim,
-                       BLOCK_DV=padded(value_dim), num_warps=2)
 
 
 def summarize(mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,10 +54,8 @@ def choose(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: int,
     rows = spec.group * queries
     if rows > DECODE_ROWS and queries > DECODE_QUERIES and spec.kv_splits < 2:
         return prefill.configure(head_dim, value_dim, dtype.itemsize, is_dense(spec), machine)
-    choice = decode.configure(rows, head_dim, value_dim, dtype.itemsize, is_dense(spec), machine)
-    tiles = batch * (heads // spec.group) * -(-rows // choice.block_m)
-    splits = spec.kv_splits or decode.parts(tiles, keys, choice.block_n, machine.processors)
-    return Choice(choice.family, choice.block_m, choice.block_n, choice.warps, choice.stages, splits)
+    return decode.configure(spec, decode.Shape(batch, heads // spec.group, queries, keys, head_dim, value_dim, dtype.itemsize),
+                            is_dense(spec), machine)
 
 
 def is_dense(spec: AttentionSpec) -> bool:
