@@ -4,7 +4,8 @@ Key: the spec's hull and kv_splits, the shape, itemsize, whether each tile evalu
 Pruning: one block a processor, its shared memory full of key tiles on their way. Measured with two launches on an H100
 (`flashmla bench`, bf16, 32 q and 8 kv heads of 128): 128k keys of B=1 take 185 us in 14 parts an item, and B=16 32k 687 us
 (3.13 TB/s) in 128 blocks, one a processor; more parts cost, 2k of B=1 9.1 us in 14 parts and 11.1 in 28.
-float32 products, which hold their operands in registers, take 2048 elements of K; a dense tile 2048 logits.
+Registers: 12288 elements of K a tile, 2048 in float32, whose products hold their operands there; a dense tile 2048 logits;
+8192 elements of out and more are held by 8 warps.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def configure(spec: AttentionSpec, shape: Shape, dense: bool, machine: Machine) 
     splits = 1 if balanced else spec.kv_splits or parts(items, shape.keys, block_n, machine.processors)
     most = items * math.ceil(shape.keys / block_n)
     return Choice(
-        "decode", block_m, block_n, 4, stages, splits,
+        "decode", block_m, block_n, 8 if block_m * dv >= 8192 else 4, stages, splits,
         programs=min(PROGRAMS_PER_PROCESSOR * machine.processors, most) if balanced else 0,
         block_b=block_b if balanced else 1, block_t=block_t if balanced else 1,
         block_r=min(block_m, power(rows), _MERGED // dv),
@@ -73,7 +74,7 @@ def tile(block_m: int, shape: Shape, dense: bool, machine: Machine) -> tuple[int
     d, dv = padded(shape.head_dim), padded(shape.value_dim)
     single = shape.itemsize == 4
     for block_n, stages in _FLOAT32 if single else _HALF:
-        if (single and block_n * max(d, dv) > 2048 and block_n > 16) or (dense and block_m * block_n > 2048):
+        if (block_n * max(d, dv) > (2048 if single else 12288) and block_n > 16) or (dense and block_m * block_n > 2048):
             continue
         # NVIDIA: a tile's memory is filled anew as soon as its products are done.
         held = max(1, stages - 1) if machine.backend == "cuda" else stages
