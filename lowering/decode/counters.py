@@ -52,11 +52,10 @@ class Arenas:
         """The buffer of a stream; a larger one takes the place of one that is too small."""
         with self.lock:
             found = self.streams.get(stream)
-            if found is None or found.numel() < count:
-                size = max(1024, 1 << (count - 1).bit_length())
-                # Half of an arena is kept for captures to come.
-                if self.room.numel() < size + ARENA // 2:
-                    self.room = _zeros(max(ARENA, 2 * size), self.device)
+            size = 0 if found is not None and count <= found.numel() else max(1024, 1 << (count - 1).bit_length())
+            if self.room.numel() < size + ARENA // 2:                   # half of an arena is kept for captures to come
+                self.room = _zeros(size + ARENA, self.device)
+            if size:
                 found = self.streams[stream] = self.take(size)
         assert found is not None
         return found

@@ -48,16 +48,16 @@ def stream(b_q, first, last, lo, hi, at, keys, env, D: tl.constexpr, DV: tl.cons
 
 
 @triton.jit
-def join_parts(workspace, out, out_strides, item, holder, parts, H, T, DV: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr,
-               BLOCK_R: tl.constexpr, BLOCK_DV: tl.constexpr, PER: tl.constexpr):
+def join_parts(workspace, out, out_strides, item, holder, parts, H, T, DV: tl.constexpr, GROUP: tl.constexpr,
+               BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_DV: tl.constexpr, PER: tl.constexpr):
     """out of an item whose parts programs holder, ..., holder + parts - 1 have left, BLOCK_R rows at a time."""
     items = tl.cdiv(GROUP * T, BLOCK_M) * (H // GROUP)
     rows = tl.minimum(GROUP * T, BLOCK_M)
     for r0 in tl.range(0, rows, BLOCK_R, num_stages=1):
-        kv_head, h, i, m_row = rows_of(item % items, r0, H, T, GROUP, BLOCK_M, BLOCK_R)
+        _, h, i, m_row = rows_of(item % items, r0, H, T, GROUP, BLOCK_M, BLOCK_R)
+        m_row = m_row & (r0 + tl.arange(0, BLOCK_R) < rows)[:, None]
         o = merge(workspace, holder, parts, r0, rows, DV, BLOCK_DV, BLOCK_M, BLOCK_R, PER)
-        store_rows(out, out_strides, o, (item // items).to(tl.int64), h, i, m_row & (r0 + tl.arange(0, BLOCK_R) < rows)[:, None],
-                   DV)
+        store_rows(out, out_strides, o, (item // items).to(tl.int64), h, i, m_row, DV)
 
 
 @triton.jit
@@ -121,7 +121,7 @@ def decode(q, q_strides, k, k_strides, v, v_strides, out, out_strides, workspace
     else:
         part = pid % SPLITS
         item = pid // SPLITS
-        kv_head, h, i, m_row = rows_of(item % items, 0, H, T, GROUP, BLOCK_M, BLOCK_M)
+        _, h, i, _ = rows_of(item % items, 0, H, T, GROUP, BLOCK_M, BLOCK_M)
         lo, hi = hull(item // items, h, i, S, env, BLOCK_M)
         start, end = tile_range(lo, hi, S)
         each = tl.cdiv(tl.cdiv(tl.maximum(end - start, 0), BLOCK_N), SPLITS) * BLOCK_N

@@ -1,5 +1,7 @@
 """Decode in equal shares of the live keys: right for any lengths and any number of programs, and its counters end at zero."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -45,7 +47,7 @@ def division(case: Case, programs: int, block_n: int) -> tuple[int, int]:
              for _ in range(case.heads // group)]
     each = max(-(-sum(tiles) // programs), 128 // block_n)
     starts = [sum(tiles[:at]) for at in range(len(tiles) + 1)]
-    spans = [(a // each, (z - 1) // each) for a, z in zip(starts, starts[1:], strict=False)]
+    spans = [(a // each, (z - 1) // each) for a, z in pairwise(starts)]
     several = sum(sum(a <= w <= z for a, z in spans) > 1 for w in range(programs))
     return several, sum(a < z for a, z in spans)
 
