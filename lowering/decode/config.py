@@ -1,9 +1,9 @@
 """Tiles of the decode kernel, and how the keys are shared out.
 
 Key: the spec's hull and kv_splits, the shape, itemsize, whether each tile evaluates a mask or a bias ("dense"), the machine.
-Pruning: one block a processor, its shared memory full of key tiles on their way. Measured with two launches on an H100
-(`flashmla bench`, bf16, 32 q and 8 kv heads of 128): 128k keys of B=1 take 185 us in 14 parts an item, and B=16 32k 687 us
-(3.13 TB/s) in 128 blocks, one a processor; more parts cost, 2k of B=1 9.1 us in 14 parts and 11.1 in 28.
+Pruning: one block a processor, its shared memory full of key tiles on their way. So were the best of two launches, H100,
+`flashmla bench`, bf16, 32 q and 8 kv heads of 128: B=16 32k 687 us (3.13 TB/s) in 128 blocks, one a processor; B=1 128k 185 us
+in 14 parts an item (112 blocks); more parts cost, B=1 2k 9.1 us in 14 and 11.1 in 28. This launch is not measured yet.
 Registers: 12288 elements of K a tile, 2048 in float32, whose products hold their operands there; a dense tile 2048 logits;
 8192 elements of out and more are held by 8 warps.
 """
