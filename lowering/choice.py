@@ -7,8 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Choice:
-    """Which kernel, how large its tiles (rows, keys), how many warps, pipeline stages, parts of the key range; of the Hopper
-    kernel, whether its warpgroups take turns and its blocks stay for several tiles."""
+    """Which kernel, how large its tiles (rows, keys), how many warps, pipeline stages, parts of the key range.
+
+    Of decode: `programs` that share all live keys equally, 0 if each item is cut into kv_splits parts; what holds all sequences
+    (block_b), all query positions (block_t) and the rows merged at once (block_r), powers of two. Of the Hopper kernel: whether
+    its warpgroups take turns (ping_pong) and its blocks stay for several tiles (persistent).
+    """
 
     family: str
     block_m: int
@@ -18,10 +22,16 @@ class Choice:
     kv_splits: int = 1
     ping_pong: bool = False
     persistent: bool = False
+    programs: int = 0
+    block_b: int = 1
+    block_t: int = 1
+    block_r: int = 4
 
     def __str__(self) -> str:
-        parts = f", {self.kv_splits} parts" if self.family == "decode" else ""
-        return f"{self.family} {self.block_m}x{self.block_n}, {self.warps} warps, {self.stages} stages{parts}"
+        tiles = f"{self.family} {self.block_m}x{self.block_n}, {self.warps} warps, {self.stages} stages"
+        if self.family != "decode":
+            return tiles
+        return tiles + (f", {self.programs} programs" if self.programs else f", {self.kv_splits} parts")
 
 
 def padded(dim: int) -> int:

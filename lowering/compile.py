@@ -16,6 +16,7 @@ from ..errors import OptionError
 from ..ir import AttentionSpec, Site
 from . import codegen, disassembly
 from .choice import Choice, padded
+from .decode import launch as decode
 from .hopper import launch as hopper
 from .machine import MACHINES, Machine, machine_of
 from .select import choose, supports
@@ -105,10 +106,10 @@ def compile_kernel(
     constants = {
         "D": head_dim, "DV": value_dim, "GROUP": spec.group, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n,
         "BLOCK_D": padded(head_dim), "BLOCK_DV": padded(value_dim), "STAGES": choice.stages, "UPCAST": False,
-        "IN_PARTS": choice.kv_splits > 1,
+        **decode.constants(choice),
     }
     types = dict.fromkeys(("q", "k", "v", "out"), _DTYPES[dtype])
-    types |= {"lse": "*fp32"} | ({"out": "*fp32"} if choice.family == "decode" and choice.kv_splits > 1 else {})
+    types |= {"workspace": "*fp32", "counters": "*i32"}
     built = build(function, types, constants, arch, choice.warps, choice.stages)
     return record(built, choice.family, arch, str(spec), str(choice), source)
 

@@ -18,6 +18,7 @@ from ..ops import output_like
 from . import codegen, modules
 from .checks import check_operands
 from .choice import Choice, padded
+from .decode import launch as decode
 from .hopper import launch as hopper
 from .launch import launch as start
 from .machine import machine_of
@@ -44,10 +45,11 @@ def launch(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor,
     """Runs `choice` into out [B, H, T, DV], of any strides."""
     with torch.cuda.device_of(q):
         if choice.family == "hopper":
-            return _hopper(spec, choice, q, k, v, given, out)
-        if choice.family == "prefill":
-            return _prefill(spec, choice, q, k, v, given, out)
-        return _decode(spec, choice, q, k, v, given, out)
+            _hopper(spec, choice, q, k, v, given, out)
+        elif choice.family == "prefill":
+            _prefill(spec, choice, q, k, v, given, out)
+        else:
+            decode.launch(kernel(spec, "decode"), spec.group, choice, q, k, v, given, blocks(spec, choice, q, v), out)
 
 
 def _hopper(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor) -> None:
@@ -64,24 +66,6 @@ def _prefill(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tenso
     arguments = (q, q.stride(), k, k.stride(), v, v.stride(), out, out.stride(), heads, queries, k.shape[2], *given)
     start(kernel(spec, "prefill").prefill, grid, arguments, blocks(spec, choice, q, v), choice.warps, choice.stages,
           q.device.index)
-
-
-def _decode(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor) -> None:
-    batch, heads, queries, _ = q.shape
-    kv_heads, splits, value_dim = heads // spec.group, choice.kv_splits, v.shape[3]
-    grid = (splits * -(-spec.group * queries // choice.block_m) * batch * kv_heads,)
-    parts = q.new_empty((splits, batch, heads, queries, value_dim), dtype=torch.float32) if splits > 1 else out
-    lse = q.new_empty((splits, batch, heads, queries) if splits > 1 else 1, dtype=torch.float32)
-    arguments = (q, q.stride(), k, k.stride(), v, v.stride(), parts, out.stride(), lse, batch, heads, queries, k.shape[2],
-                 splits, *given)
-    constants = {**blocks(spec, choice, q, v), "IN_PARTS": splits > 1}
-    start(kernel(spec, "decode").decode, grid, arguments, constants, choice.warps, choice.stages, q.device.index)
-    if splits > 1:
-        from .decode.merge import merge
-
-        rows = batch * heads * queries
-        start(merge, (rows,), (parts, lse, out, out.stride(), rows, heads, queries, splits),
-              {"DV": value_dim, "BLOCK_DV": padded(value_dim)}, 2, 1, q.device.index)
 
 
 def summarize(mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -56,10 +56,8 @@ def choose(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: int,
         if queries > hopper.ROWS and not is_dense(spec) and hopper.serves(spec, head_dim, value_dim, dtype, machine):
             return hopper.configure(spec, head_dim, value_dim, machine)
         return prefill.configure(head_dim, value_dim, dtype.itemsize, is_dense(spec), machine)
-    choice = decode.configure(rows, head_dim, value_dim, dtype.itemsize, is_dense(spec), machine)
-    tiles = batch * (heads // spec.group) * -(-rows // choice.block_m)
-    splits = spec.kv_splits or decode.parts(tiles, keys, choice.block_n, machine.processors)
-    return Choice(choice.family, choice.block_m, choice.block_n, choice.warps, choice.stages, splits)
+    return decode.configure(spec, decode.Shape(batch, heads // spec.group, queries, keys, head_dim, value_dim, dtype.itemsize),
+                            is_dense(spec), machine)
 
 
 def is_dense(spec: AttentionSpec) -> bool:

@@ -1,45 +1,105 @@
-"""Tiles of the decode kernel, and into how many parts the key range is divided.
+"""Tiles of the decode kernel, and how the keys are shared out.
 
-Key: rows of a KV head (GROUP * T), D and DV padded, itemsize, whether each tile evaluates a mask or a bias ("dense").
-Pruning: two blocks share a processor, so that one loads while the other computes; float32 products, which hold their
-operands in registers, take 2048 elements of K; a dense tile 2048 logits. Parts, after FlashAttention-3: one if the row
-tiles alone fill 0.8 of the machine or there are at most 4 key tiles; else the least n whose last wave is within 0.85 of
-the fullest.
+Key: the spec's hull and kv_splits, the shape, itemsize, whether each tile evaluates a mask or a bias ("dense"), the machine.
+Pruning: one block a processor, its shared memory full of key tiles on their way. So were the best of two launches, H100,
+`flashmla bench`, bf16, 32 q and 8 kv heads of 128: B=16 32k 687 us (3.13 TB/s) in 128 blocks, one a processor; B=1 128k 185 us
+in 14 parts an item (112 blocks); more parts cost, B=1 2k 9.1 us in 14 and 11.1 in 28. This launch is not measured yet.
+Registers: 12288 elements of K a tile, 2048 in float32, whose products hold their operands there; a dense tile 2048 logits;
+8192 elements of out and more are held by 8 warps.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+from ... import expr as E
+from ...ir import AttentionSpec
 from ..choice import Choice, padded
 from ..machine import Machine
 
 MAX_PARTS = 128
-BLOCKS_PER_PROCESSOR = 2
-_HALF = ((64, 3), (64, 2), (32, 3), (32, 2), (16, 2), (16, 1))  # (block_n, stages), in order of preference, untimed
+PROGRAMS_PER_PROCESSOR = 1
+MOST_BOUNDS = 16384
+"""Bounds, of sequences times query positions, that every program reads for itself."""
+_HALF = ((64, 6), (64, 4), (32, 6), (32, 4), (32, 3), (32, 2), (16, 2), (16, 1))  # (block_n, stages), best first
 _FLOAT32 = ((64, 1), (32, 1), (16, 1))
+_MERGED = 8192  # elements of one chunk of parts: merge.CHUNK_ELEMENTS
 
 
-def configure(rows: int, head_dim: int, value_dim: int, itemsize: int, dense: bool, machine: Machine) -> Choice:
-    """rows: query heads of a KV head times query positions. kv_splits is left at 1."""
-    d, dv = padded(head_dim), padded(value_dim)
-    largest = 16 if itemsize == 4 else 64 if max(d, dv) <= 128 else 32
-    block_m = min(largest, max(16, 1 << (rows - 1).bit_length()))
-    share = machine.shared_memory // (BLOCKS_PER_PROCESSOR if machine.backend == "cuda" else 1)
-    for block_n, stages in _FLOAT32 if itemsize == 4 else _HALF:
-        if (itemsize == 4 and block_n * max(d, dv) > 2048 and block_n > 16) or (dense and block_m * block_n > 2048):
+@dataclass(frozen=True)
+class Shape:
+    """q [batch, kv_heads * group, queries, head_dim], k [batch, kv_heads, keys, head_dim]; itemsize in bytes."""
+
+    batch: int
+    kv_heads: int
+    queries: int
+    keys: int
+    head_dim: int
+    value_dim: int
+    itemsize: int
+
+
+def configure(spec: AttentionSpec, shape: Shape, dense: bool, machine: Machine) -> Choice:
+    """A balanced line where every program can find all lengths, else equal parts of each item."""
+    rows, dv = spec.group * shape.queries, padded(shape.value_dim)
+    block_m = rows_of_a_tile(rows, shape)
+    block_n, stages = tile(block_m, shape, dense, machine)
+    items = shape.batch * shape.kv_heads * -(-rows // block_m)
+    block_b, block_t = batch_block(shape.batch), power(shape.queries)
+    balanced = spec.kv_splits == 0 and same_for_all_heads(spec) and block_b * block_t <= MOST_BOUNDS
+    splits = 1 if balanced else spec.kv_splits or parts(items, shape.keys, block_n, machine.processors)
+    most = items * math.ceil(shape.keys / block_n)
+    return Choice(
+        "decode", block_m, block_n, 8 if block_m * dv >= 8192 else 4, stages, splits,
+        programs=min(PROGRAMS_PER_PROCESSOR * machine.processors, most) if balanced else 0,
+        block_b=block_b if balanced else 1, block_t=block_t if balanced else 1,
+        block_r=min(block_m, power(rows), _MERGED // dv),
+    )
+
+
+def same_for_all_heads(spec: AttentionSpec) -> bool:
+    """Whether the hull is a property of the sequence and the position alone."""
+    return E.h not in spec.lo.free_symbols | spec.hi.free_symbols
+
+
+def rows_of_a_tile(rows: int, shape: Shape) -> int:
+    """rows: query heads of a KV head times query positions."""
+    largest = 16 if shape.itemsize == 4 else 64 if max(padded(shape.head_dim), padded(shape.value_dim)) <= 128 else 32
+    return min(largest, max(16, power(rows)))
+
+
+def tile(block_m: int, shape: Shape, dense: bool, machine: Machine) -> tuple[int, int]:
+    """(block_n, stages): the first that fits."""
+    d, dv = padded(shape.head_dim), padded(shape.value_dim)
+    single = shape.itemsize == 4
+    for block_n, stages in _FLOAT32 if single else _HALF:
+        if (block_n * max(d, dv) > (2048 if single else 12288) and block_n > 16) or (dense and block_m * block_n > 2048):
             continue
-        if itemsize * (block_m * d + stages * block_n * (d + dv)) <= share:
+        # NVIDIA: a tile's memory is filled anew as soon as its products are done.
+        held = max(1, stages - 1) if machine.backend == "cuda" else stages
+        if shape.itemsize * (block_m * (d + block_n) + held * block_n * (d + dv)) <= machine.shared_memory:
             break
-    return Choice("decode", block_m, block_n, 4, stages)
+    return block_n, stages
 
 
-def parts(tiles: int, keys: int, block_n: int, processors: int) -> int:
-    """Parts of a range of `keys`, when `tiles` row tiles run beside each other."""
-    blocks, slots = math.ceil(keys / block_n), BLOCKS_PER_PROCESSOR * processors
-    if tiles >= 0.8 * slots or blocks <= 4:
+def parts(items: int, keys: int, block_n: int, processors: int) -> int:
+    """Parts of a range of `keys`, when `items` run beside each other; after FlashAttention-3: one if the items alone fill 0.8
+    of the machine or there are at most 4 key tiles; else the least n whose last wave is within 0.85 of the fullest."""
+    blocks, slots = math.ceil(keys / block_n), PROGRAMS_PER_PROCESSOR * processors
+    if items >= 0.8 * slots or blocks <= 4:
         return 1
     most = min(MAX_PARTS, blocks, slots)
-    waves = [tiles * n / slots for n in range(1, most + 1)]
+    waves = [items * n / slots for n in range(1, most + 1)]
     full = [w / math.ceil(w) for w in waves]
     return next(n for n, f in enumerate(full, 1) if f >= 0.85 * max(full))
+
+
+def batch_block(batch: int) -> int:
+    """1, 16, 64, 256, 1024, ...: few kernels serve every batch."""
+    return 1 if batch == 1 else max(16, 4 ** -(-(batch - 1).bit_length() // 2))
+
+
+def power(x: int) -> int:
+    """The least power of two that is not below x."""
+    return 1 << (x - 1).bit_length()

@@ -1,19 +1,31 @@
-"""out[b,h,i,:] = sum_j exp(a_j) v[b,h//GROUP,j,:] / sum_j exp(a_j)      for few queries and many keys
+"""out[b,h,i,:] = sum_j exp(a_j) v[b,h//GROUP,j,:] / sum_j exp(a_j)      for few queries and many keys, in one launch
 
-Shapes: q [B, H, T, D]; k [B, H/GROUP, S, D]; v [B, H/GROUP, S, DV]; any strides. Row r = g * T + i of a KV head packs
-query head g, position i: K and V are read once for all its query heads.
-Grid: (SPLITS * ceil(GROUP * T / BLOCK_M) * B * H/GROUP,), fixed by shapes. Each program divides the live hull of its rows
-into SPLITS parts of whole tiles and takes one: the work is balanced at any length, with nothing read on the host.
-Out, if SPLITS == 1: out [B, H, T, DV]. Else parts [SPLITS, B, H, T, DV] float32, each normalised, and lse [SPLITS, B, H, T]
-in units of log2, -inf where the part saw no key; `merge` joins them. The sink joins part 0.
+Shapes: q [B, H, T, D]; k [B, H/GROUP, S, D]; v [B, H/GROUP, S, DV]; out [B, H, T, DV]; any strides. Row r = g * T + i of a KV
+head packs query head g, position i: K and V are read once for all its query heads. An item is a tile of BLOCK_M such rows.
+Grid: fixed by shapes (CUDA graphs); nothing is read on the host. BALANCED: any number of programs, each takes an equal share
+of all live key tiles (`share`), a part of an item, a whole one or several. Else SPLITS programs an item, each a part of
+the hull of its rows in whole tiles.
+Out: a program that has all of an item stores it. Else it leaves its part in the workspace and counts itself in
+counters [items]; the last to come joins the parts (`merge`) and sets the counter back to 0, for the next launch.
 Traffic: (D + DV) * itemsize bytes per key of the hull and KV head. FLOPs: 2 (D + DV) per visible (row, j).
 """
 
 import triton
 import triton.language as tl
 
-from ..hooks import HAS_SINK, sink
-from ..scan import hull, join_sink, normalise, scan, tile_range
+from ..hooks import HAS_RESIDUE, HAS_SINK, sink
+from ..scan import hull, join_sink, normalise, nothing, scan, tile_range, visit
+from .balance import extents, item_at, item_in_line, share
+from .merge import merge, slot_of, store_part, store_rows
+
+
+@triton.jit
+def rows_of(x, r0, H, T, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, R: tl.constexpr):
+    """Item x of a sequence: its KV head; rows r0 .. r0 + R of its tile: h, i and whether there is such a row [R, 1]."""
+    tiles = tl.cdiv(GROUP * T, BLOCK_M)
+    row = (x % tiles * BLOCK_M + r0 + tl.arange(0, R))[:, None]
+    r = tl.minimum(row, GROUP * T - 1)                              # rows past the end repeat the last one, unstored
+    return x // tiles, x // tiles * GROUP + r // T, r % T, row < GROUP * T
 
 
 @triton.jit
@@ -24,45 +36,94 @@ def load_packed(q, q_strides, b64, h, i, D: tl.constexpr, BLOCK_D: tl.constexpr)
     return tl.load(p + o_d.to(tl.int64) * q_strides[3], mask=o_d < D, other=0.0)
 
 
-@triton.jit(do_not_specialize=["T", "S", "SPLITS"])
-def decode(q, q_strides, k, k_strides, v, v_strides, out, out_strides, lse, B, H, T, S, SPLITS,
-           operands, D: tl.constexpr, DV: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-           BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, STAGES: tl.constexpr, IN_PARTS: tl.constexpr,
-           UPCAST: tl.constexpr):
-    env = operands
-    pid = tl.program_id(0)
-    part = pid % SPLITS
-    tiles = tl.cdiv(GROUP * T, BLOCK_M)
-    kv_head = pid // SPLITS // tiles % (H // GROUP)
-    b = pid // SPLITS // tiles // (H // GROUP)
-    row = (pid // SPLITS % tiles * BLOCK_M + tl.arange(0, BLOCK_M))[:, None]                 # [M, 1]
-    r = tl.minimum(row, GROUP * T - 1)                              # rows past the end repeat the last one, unstored
-    h = kv_head * GROUP + r // T
-    i = r % T
-    b64 = b.to(tl.int64)
+@triton.jit
+def stream(b_q, first, last, lo, hi, at, keys, env, D: tl.constexpr, DV: tl.constexpr, BLOCK_N: tl.constexpr,
+           BLOCK_DV: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr):
+    """Keys [first, last) in one loop, masked throughout: a second loop for the edges would wait for memory once more."""
+    acc, m, l = nothing(b_q.shape[0], BLOCK_DV)
+    for j0 in tl.range(first, last, BLOCK_N, num_stages=STAGES):
+        j = (j0 + tl.arange(0, BLOCK_N))[None, :]
+        acc, m, l = visit(acc, m, l, b_q, (j >= lo) & (j < hi), j0, (first, last), at, keys, env, D, DV, BLOCK_N, True, UPCAST)
+    return acc, m, l
 
+
+@triton.jit
+def join_parts(workspace, out, out_strides, item, holder, parts, H, T, DV: tl.constexpr, GROUP: tl.constexpr,
+               BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_DV: tl.constexpr, PER: tl.constexpr):
+    """out of an item whose parts programs holder, ..., holder + parts - 1 have left, BLOCK_R rows at a time."""
+    items = tl.cdiv(GROUP * T, BLOCK_M) * (H // GROUP)
+    rows = tl.minimum(GROUP * T, BLOCK_M)
+    for r0 in tl.range(0, rows, BLOCK_R, num_stages=1):
+        _, h, i, m_row = rows_of(item % items, r0, H, T, GROUP, BLOCK_M, BLOCK_R)
+        m_row = m_row & (r0 + tl.arange(0, BLOCK_R) < rows)[:, None]
+        o = merge(workspace, holder, parts, r0, rows, DV, BLOCK_DV, BLOCK_M, BLOCK_R, PER)
+        store_rows(out, out_strides, o, (item // items).to(tl.int64), h, i, m_row, DV)
+
+
+@triton.jit
+def attend_part(tensors, item, first, last, part, parts, holder, H, T, S, env, D: tl.constexpr, DV: tl.constexpr,
+                GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
+                BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, STAGES: tl.constexpr, PER: tl.constexpr, UPCAST: tl.constexpr):
+    """Keys [first, last) of an item: part `part` of `parts`, of which program `holder` has the first."""
+    q, q_strides, k, k_strides, v, v_strides, out, out_strides, workspace, counters = tensors
+    items = tl.cdiv(GROUP * T, BLOCK_M) * (H // GROUP)
+    b = item // items
+    b64 = b.to(tl.int64)
+    kv_head, h, i, m_row = rows_of(item % items, 0, H, T, GROUP, BLOCK_M, BLOCK_M)
     lo, hi = hull(b, h, i, S, env, BLOCK_M)
-    begin, end = tile_range(lo, hi, S)
-    each = tl.cdiv(tl.cdiv(tl.maximum(end - begin, 0), BLOCK_N), SPLITS) * BLOCK_N
-    first = begin + part * each
-    last = tl.minimum(end, first + each)
+    last = tl.minimum(last, tile_range(lo, hi, S)[1])
     b_q = load_packed(q, q_strides, b64, h, i, D, BLOCK_D)                                   # [M, D]
     p_k = k + b64 * k_strides[0] + kv_head.to(tl.int64) * k_strides[1]
     p_v = v + b64 * v_strides[0] + kv_head.to(tl.int64) * v_strides[1]
     keys = (p_k, (k_strides[2], k_strides[3]), p_v, (v_strides[2], v_strides[3]))
-    acc, m, l = scan(b_q, first, last, (begin, last), lo, hi, S, (b, h, i), (b, h, i), keys, env, D, DV, BLOCK_N,
-                     BLOCK_DV, STAGES, UPCAST)
+    if HAS_RESIDUE:
+        acc, m, l = scan(b_q, first, last, (first, last), lo, hi, S, (b, h, i), (b, h, i), keys, env, D, DV, BLOCK_N,
+                         BLOCK_DV, STAGES, UPCAST)
+    else:
+        acc, m, l = stream(b_q, first, last, lo, hi, (b, h, i), keys, env, D, DV, BLOCK_N, BLOCK_DV, STAGES, UPCAST)
     if HAS_SINK:
         a = sink(b, h, i, env) + tl.zeros([BLOCK_M, 1], tl.float32)
         acc, m, l = join_sink(acc, m, l, tl.where(part == 0, a, float("-inf")))
-    o_d = tl.arange(0, BLOCK_DV)[None, :]
-    m_row = row < GROUP * T
-    h64 = h.to(tl.int64)
-    if IN_PARTS:
-        at = ((part.to(tl.int64) * B + b64) * H + h64) * T + i                               # [M, 1]
-        tl.store(out + at * DV + o_d, normalise(acc, l), mask=m_row & (o_d < DV))
-        tl.store(lse + at, tl.reshape(m + tl.log2(l), [BLOCK_M, 1]), mask=m_row)
+    if parts == 1:
+        store_rows(out, out_strides, normalise(acc, l), b64, h, i, m_row, DV)
     else:
-        p_out = out + b64 * out_strides[0] + h64 * out_strides[1] + i.to(tl.int64) * out_strides[2]
-        tl.store(p_out + o_d.to(tl.int64) * out_strides[3], normalise(acc, l).to(out.dtype.element_ty),
-                 mask=m_row & (o_d < DV))
+        store_part(workspace, slot_of(holder + part, part, PER), normalise(acc, l), m + tl.log2(l), m_row, DV, PER)
+        tl.debug_barrier()                                          # all threads have stored before one of them counts
+        if tl.atomic_add(counters + item, 1, sem="acq_rel") == parts - 1:
+            tl.store(counters + item, 0)
+            join_parts(workspace, out, out_strides, item, holder, parts, H, T, DV, GROUP, BLOCK_M, BLOCK_R, BLOCK_DV, PER)
+
+
+@triton.jit(do_not_specialize=["B", "H", "T", "S", "SPLITS"])
+def decode(q, q_strides, k, k_strides, v, v_strides, out, out_strides, workspace, counters, B, H, T, S, SPLITS,
+           operands, D: tl.constexpr, DV: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+           BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr,
+           BALANCED: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr):
+    env = operands
+    tensors = (q, q_strides, k, k_strides, v, v_strides, out, out_strides, workspace, counters)
+    pid = tl.program_id(0)
+    items = tl.cdiv(GROUP * T, BLOCK_M) * (H // GROUP)                                       # of one sequence
+    if BALANCED:
+        begin, tiles = extents(B, T, S, env, BLOCK_N, BLOCK_B, BLOCK_T)
+        each, tiles = share(tiles, items, B, BLOCK_N)
+        total = tl.sum(tiles) * items
+        at = tl.minimum(pid * each, total - 1)
+        stop = tl.minimum(pid * each + each, total)
+        beyond = tl.where(pid * each < total, item_at(stop - 1, tiles, items, BLOCK_B) + 1, 0)
+        for item in tl.range(item_at(at, tiles, items, BLOCK_B), beyond, num_stages=1):
+            start, n, line = item_in_line(item, begin, tiles, items, BLOCK_B)
+            holder = line // each
+            first = tl.maximum(at - line, 0)
+            last = tl.minimum(n, stop - line)
+            attend_part(tensors, item, start + first * BLOCK_N, start + last * BLOCK_N, pid - holder,
+                        (line + n - 1) // each - holder + 1, holder, H, T, S, env, D, DV, GROUP, BLOCK_M, BLOCK_N, BLOCK_R,
+                        BLOCK_D, BLOCK_DV, STAGES, 2, UPCAST)
+    else:
+        part = pid % SPLITS
+        item = pid // SPLITS
+        _, h, i, _ = rows_of(item % items, 0, H, T, GROUP, BLOCK_M, BLOCK_M)
+        lo, hi = hull(item // items, h, i, S, env, BLOCK_M)
+        start, end = tile_range(lo, hi, S)
+        each = tl.cdiv(tl.cdiv(tl.maximum(end - start, 0), BLOCK_N), SPLITS) * BLOCK_N
+        attend_part(tensors, item, start + part * each, start + (part + 1) * each, part, SPLITS, pid - part, H, T, S, env,
+                    D, DV, GROUP, BLOCK_M, BLOCK_N, BLOCK_R, BLOCK_D, BLOCK_DV, STAGES, 1, UPCAST)

@@ -155,6 +155,12 @@ def lengths(case: Case) -> Tensor:
     return torch.linspace(case.keys // 3, case.keys // 2, case.batch).long()
 
 
+def uneven(case: Case) -> Tensor:
+    """Live keys less one: none in the first sequence, all in the second, then a few."""
+    few = [-1, case.keys - 1, 2, case.keys // 2, 16]
+    return torch.tensor([min(few[at % 5], case.keys - 1) for at in range(case.batch)])
+
+
 def length(case: Case) -> Tensor:
     return torch.tensor(case.keys // 2)
 

@@ -1,5 +1,7 @@
 """Every kernel compiles for every architecture, without a GPU, to tensor core instructions; on sm_90 nothing spills."""
 
+import re
+
 import pytest
 import torch
 
@@ -57,14 +59,23 @@ def test_offsets_are_64_bit():
 
 
 @pytest.mark.parametrize("arch", MACHINES)
-def test_merge_and_summarize_compile(arch):
-    from mla_compiler.lowering.decode.merge import merge
+def test_summarize_compiles(arch):
     from mla_compiler.lowering.summary.kernel import summarize
 
-    types = {"parts": "*fp32", "lse": "*fp32", "out": "*bf16"}
-    assert build(merge, types, {"DV": 80, "BLOCK_DV": 128}, arch, 2, 2).asm["llir"]
     types = {"mask": "*u1", "hull": "*i32", "classes": "*i8"}
     assert build(summarize, types, {"R": 64, "W": 2}, arch, 4, 2).asm["llir"]
+
+
+@pytest.mark.parametrize("text", ["", "; kv_splits: 3", "; sink: F0[h]"])
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_decode_loads_16_bytes_at_once_and_never_waits_for_the_last(arch, text):
+    spec = AttentionSpec.parse(str(CAUSAL) + text)
+    for queries in (1, 8, 16):
+        kernel = compiled(spec, queries, 128, arch)
+        copies = re.findall(r"cp\.async\.c[ag]\.shared\.global .*?, (0x10|0x8|0x4),", kernel.ptx)
+        assert set(copies) == {"0x10"}
+        waits = [int(groups) for groups in re.findall(r"cp\.async\.wait_group\s+(\d+)", kernel.ptx)]
+        assert max(waits) >= 2 and kernel.spills == 0
 
 
 def test_the_kernels_of_a_report_come_once_each():
