@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 WARMUP = 3
+RUN_MS, MOST_ROUNDS = 2.0, 64
+"""A timed run of short calls: about so many milliseconds, at most so many rounds."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,42 @@ def _events(call: Callable[[], object], before: Callable[[], object]) -> tuple[t
     call()
     end.record()
     return start, end
+
+
+def per_call(calls: Sequence[Callable[[], object]], device: str, repeats: int) -> tuple[float, str]:
+    """Microseconds of one of `calls`, which take turns, and how that was found: "graph", or "events" where a CUDA graph
+    cannot hold them. Median of `repeats` runs of about 2 ms."""
+    for call in calls:
+        call()
+    if device == "cpu":
+        return 1e3 * statistics.median(_wall(call, _nothing) for _ in range(repeats) for call in calls), "clock"
+    rough = measure(lambda: [call() for call in calls], _nothing, device, WARMUP).ms / len(calls)
+    rounds = min(MOST_ROUNDS, max(1, math.ceil(RUN_MS / (rough * len(calls)))))
+
+    def run() -> None:
+        for _ in range(rounds):
+            for call in calls:
+                call()
+
+    replay = _captured(run)
+    ms = measure(replay or run, _nothing, device, repeats).ms
+    return 1e3 * ms / (rounds * len(calls)), "graph" if replay else "events"
+
+
+def _captured(run: Callable[[], object]) -> Callable[[], object] | None:
+    """Replays what `run` launches; None if something in it cannot be captured, which only a try can tell."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            run()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return None
+    return graph.replay
+
+
+def _nothing() -> None:
+    """Before a call that needs no preparation."""
 
 
 def forget(device: str) -> None:
