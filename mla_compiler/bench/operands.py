@@ -56,10 +56,15 @@ def _tables(case: Attention, device: str) -> tuple[Tensor, ...]:
 
 
 def copies(case: Attention, device: str, dtype: torch.dtype) -> list[Operands]:
-    """The first is what is checked; on a CPU it is the only one."""
-    read = case.live_bytes(dtype) + case.batch * case.heads * case.queries * case.head_dim * dtype.itemsize
-    number = 1 if device == "cpu" else math.ceil(CACHE_BYTES / read)
+    """The first is what is checked; on a CPU, and of a toy, it is the only one."""
+    number = 1 if device == "cpu" or case.toy else rotation(case, dtype)
     return [Operands.random(case, device, dtype, seed) for seed in range(number)]
+
+
+def rotation(case: Attention, dtype: torch.dtype) -> int:
+    """How many copies no cache holds at once."""
+    read = case.live_bytes(dtype) + case.batch * case.heads * case.queries * case.head_dim * dtype.itemsize
+    return math.ceil(CACHE_BYTES / read)
 
 
 @dataclass(frozen=True)

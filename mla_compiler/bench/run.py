@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from ..errors import OptionError
 from . import kernels, models, plot, show, show_kernels
@@ -105,7 +106,7 @@ def run(given: argparse.Namespace) -> int:
         plot.draw(results.numbers(), given.plot)
     missed = results.missed()
     for line in missed:
-        console.print(f"[red]missed[/]  {line}")
+        console.print("[red]missed[/] ", escape(line))
     return 1 if missed else 0
 
 
