@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .failure import why
+
 WARMUP = 3
 RUN_MS, MOST_ROUNDS = 2.0, 64
 """A timed run of short calls: about so many milliseconds, at most so many rounds."""
@@ -69,8 +71,8 @@ def _events(call: Callable[[], object], before: Callable[[], object]) -> tuple[t
 
 
 def per_call(calls: Sequence[Callable[[], object]], device: str, repeats: int) -> tuple[float, str]:
-    """Microseconds of one of `calls`, which take turns, and how that was found: "graph", or "events" where a CUDA graph
-    cannot hold them. Median of `repeats` runs of about 2 ms."""
+    """Microseconds of one of `calls`, which take turns, and how that was found: "graph", or "events: why" where a CUDA
+    graph cannot hold them. Median of `repeats` runs of about 2 ms."""
     for call in calls:
         call()
     if device == "cpu":
@@ -83,21 +85,20 @@ def per_call(calls: Sequence[Callable[[], object]], device: str, repeats: int) -
             for call in calls:
                 call()
 
-    replay = _captured(run)
-    ms = measure(replay or run, _nothing, device, repeats).ms
-    return 1e3 * ms / (rounds * len(calls)), "graph" if replay else "events"
+    replay, how = _captured(run)
+    return 1e3 * measure(replay, _nothing, device, repeats).ms / (rounds * len(calls)), how
 
 
-def _captured(run: Callable[[], object]) -> Callable[[], object] | None:
-    """Replays what `run` launches; None if something in it cannot be captured, which only a try can tell."""
+def _captured(run: Callable[[], object]) -> tuple[Callable[[], object], str]:
+    """What replays the launches of `run`; `run` itself, and why, if something cannot be captured: only a try can tell."""
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):
             run()
-    except RuntimeError:
+    except RuntimeError as failure:
         torch.cuda.synchronize()
-        return None
-    return graph.replay
+        return run, f"events: {why(failure)}"
+    return graph.replay, "graph"
 
 
 def _nothing() -> None:

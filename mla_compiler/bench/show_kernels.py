@@ -91,4 +91,4 @@ def _us(reading: Reading) -> str:
 def _check(reading: Reading) -> str:
     if reading.us is None:
         return "-"
-    return f"{reading.error:.2f}, {reading.compile_s:.1f}{'*' if reading.how == 'events' else ''}"
+    return f"{reading.error:.2f}, {reading.compile_s:.1f}{'*' if reading.how.startswith('events') else ''}"

@@ -9,6 +9,7 @@ from mla_compiler.bench.attentions import ATTENTIONS, DECODE, PREFILL, Attention
 from mla_compiler.bench.operands import Operands, Sample, copies, formula, rotation
 from mla_compiler.ir import AttentionSpec
 from mla_compiler.lowering.reference import attend, visible
+from mla_compiler.lowering.select import DECODE_QUERIES, supports
 
 TOYS = [case.shrunk() for case in ATTENTIONS]
 BY_NAME = {case.name: case for case in ATTENTIONS}
@@ -88,3 +89,11 @@ def test_memory_is_as_models_have_it():
     decode = Operands.random(Attention("b", DECODE, 1, 1, 16), "cpu", torch.float32)
     assert prefill.k.transpose(1, 2).is_contiguous() and decode.k.is_contiguous()
     assert prefill.q.shape == (1, 32, 16, 128) and decode.q.shape == (1, 32, 1, 128)
+
+
+@pytest.mark.parametrize("case", ATTENTIONS, ids=names)
+def test_a_gpu_has_a_kernel_for_each(case):
+    spec = AttentionSpec.parse(case.spec)
+    assert supports(spec, case.head_dim, case.value_dim, torch.bfloat16, "cuda") is None
+    few = case.queries <= DECODE_QUERIES
+    assert (case.group == DECODE) == few

@@ -60,7 +60,7 @@ def test_documents_are_compared_with_our_dense_causal():
 
 def test_tables_show_what_there_is(capsys):
     row = decode_row(
-        Reading(10, 1.0, 3.21, "graph"), sdpa=Reading(16, 1.1, how="events"), flex=Reading(note="ValueError: [no]"),
+        Reading(10, 1.0, 3.21, "graph"), sdpa=Reading(16, 1.1, how="events: no capture"), flex=Reading(note="ValueError: [no]"),
         fa3=Reading(note="absent"), deepseek=Reading(note="no kernel: none"), flashinfer=Reading(note="wrong: 3"))
     peers = ["sdpa", "flex", "fa3", "flashinfer", "deepseek"]
     console = Console(width=200)
@@ -129,6 +129,47 @@ def test_calls_take_turns():
     seen = []
     us, how = per_call([lambda: seen.append(0), lambda: seen.append(1)], "cpu", 3)
     assert seen == [0, 1] * 4 and us > 0 and how == "clock"
+
+
+class Recorded:
+    """Stands for torch.cuda's events, graph and capture: every span takes 0.5 ms."""
+
+    replays, broken = 0, False
+
+    def __init__(self, *_, **__):
+        pass
+
+    def record(self):
+        pass
+
+    def elapsed_time(self, _):
+        return 0.5
+
+    def replay(self):
+        Recorded.replays += 1
+
+    def __enter__(self):
+        if self.broken:
+            raise RuntimeError("words\noperation not permitted when stream is capturing")
+
+    def __exit__(self, *_):
+        pass
+
+
+def test_on_a_gpu_a_graph_of_about_two_milliseconds_is_replayed_else_events_are_put_around_a_loop(monkeypatch):
+    for name in ("Event", "CUDAGraph", "graph"):
+        monkeypatch.setattr(torch.cuda, name, Recorded)
+    for name in ("synchronize", "reset_peak_memory_stats", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 0)
+    monkeypatch.setattr(Recorded, "replays", 0)
+    seen = []
+    calls = [lambda: seen.append(0), lambda: seen.append(1)]
+    assert per_call(calls, "cuda", 5) == (1e3 * 0.5 / 8, "graph")  # 0.5 ms for two calls: four rounds of two
+    assert seen[-8:] == [0, 1] * 4 and Recorded.replays == 3 + 5
+    monkeypatch.setattr(Recorded, "broken", True)
+    reason = "events: RuntimeError: operation not permitted when stream is capturing"
+    assert per_call(calls, "cuda", 5) == (1e3 * 0.5 / 8, reason)
+    assert Recorded.replays == 3 + 5
 
 
 @pytest.mark.gpu
