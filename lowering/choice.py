@@ -20,12 +20,12 @@ class Choice:
     warps: int
     stages: int
     kv_splits: int = 1
-    ping_pong: bool = False
-    persistent: bool = False
     programs: int = 0
     block_b: int = 1
     block_t: int = 1
     block_r: int = 4
+    ping_pong: bool = False
+    persistent: bool = False
 
     def __str__(self) -> str:
         tiles = f"{self.family} {self.block_m}x{self.block_n}, {self.warps} warps, {self.stages} stages"

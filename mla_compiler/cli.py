@@ -1,4 +1,4 @@
-"""flashmla doctor | kernels | report: what works here, what is compiled, what was found."""
+"""flashmla doctor | kernels | report | bench: what works here, what is compiled, what was found, how fast it is."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import __version__
+from .bench.arguments import add_arguments
 from .errors import FlashMLAError, OptionError
 
 if TYPE_CHECKING:
@@ -60,6 +61,10 @@ def _parser() -> argparse.ArgumentParser:
     kernels.add_argument("--dtype", default="bfloat16", choices=("float16", "bfloat16", "float32"))
     kernels.add_argument("--show", choices=STAGES, help="print this of each kernel, instead of a table")
     kernels.set_defaults(run=_kernels)
+
+    bench = commands.add_parser("bench", help="kernels and models beside their peers, against their bars")
+    add_arguments(bench)
+    bench.set_defaults(run=_bench)
     return parser
 
 
@@ -107,6 +112,12 @@ def _kernels(arguments: argparse.Namespace) -> int:
         registers, shared, spills = ("?" if n < 0 else n for n in (kernel.registers, kernel.shared, kernel.spills))
         print(f"  {kernel.config}: {registers} registers and {spills} bytes spilled a thread, {shared} bytes of shared memory")
     return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from .bench.run import run
+
+    return run(arguments)
 
 
 def named_spec(text: str, head_dim: int) -> AttentionSpec:

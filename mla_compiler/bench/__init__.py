@@ -1,1 +1,1 @@
-"""`python -m mla_compiler.bench`: one model, one machine, one process; eager, Inductor, flex_attention by hand and flashmla."""
+"""Kernels and models beside their peers: `flashmla bench`, `python -m mla_compiler.bench`, `make bench`."""

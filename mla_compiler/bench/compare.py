@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cases import EAGER, FLASHMLA, FLEX, INDUCTOR, Bar, Case
+from .bars import Judged, judge, missed
+from .cases import EAGER, FLASHMLA, FLEX, INDUCTOR, NEEDED, Case
+from .failure import why
 from .measure import Timing, forget, interleaved, measure
+from .one_head import OneHeadAtATime
 from .work import TRUTH, Work
 
 BACKEND = {INDUCTOR: "inductor", FLEX: "inductor", FLASHMLA: "flashmla"}
@@ -32,10 +35,11 @@ class Cell:
 
 @dataclass
 class Row:
-    """One case. `bars` says of each whether it was cleared, None where a number is missing."""
+    """One case. `needed`: bytes of the weights and of the caches."""
 
     case: Case
     cells: dict[str, Cell] = field(default_factory=dict)
+    needed: int = 0
 
     def ratio(self, peer: str, of: str = "time") -> float | None:
         """How many times better flashmla is than the peer; None if either has no number."""
@@ -46,9 +50,17 @@ class Row:
             return theirs.peak / ours.peak if ours.peak else None
         return theirs.ms / ours.ms
 
-    def bars(self) -> list[tuple[Bar, float | None, bool | None]]:
-        found = [(bar, self.ratio(bar.peer, bar.of)) for bar in self.case.bars]
-        return [(bar, ratio, None if ratio is None else ratio >= bar.ratio) for bar, ratio in found]
+    def figure(self, unit: str) -> float | None:
+        """Of flashmla: "ms", or NEEDED, peak memory over what the weights and caches take; None if there is no number."""
+        timing = self.cells[FLASHMLA].timing if FLASHMLA in self.cells else None
+        if timing is None:
+            return None
+        if unit == NEEDED:
+            return timing.peak / self.needed if timing.peak and self.needed else None
+        return {"ms": timing.ms}[unit]
+
+    def bars(self) -> list[Judged]:
+        return judge(self.case.bars, self)
 
     def wrong(self) -> list[str]:
         """Columns whose error is more than twice eager's; none can be told from a failed eager."""
@@ -70,9 +82,13 @@ class Settings:
 
 def run_case(model: Any, case: Case, columns: list[str], settings: Settings, say: Callable[[str], None]) -> Row:
     """Every column in turn, compiled code and memory dropped in between."""
-    work, row = Work.of(model, case), Row(case)
+    work = Work.of(model, case)
+    row = Row(case, needed=work.bytes)
     say(f"{case.name}: the truth, in {str(TRUTH[settings.dtype])[6:]}")
-    truth = _truth(work, settings)
+    try:
+        truth = _truth(work, settings)
+    except torch.OutOfMemoryError as failure:  # the other cases can still be measured
+        return Row(case, {name: Cell(failure=f"nothing to check against: {why(failure)}") for name in columns})
     for name in columns:
         forget(settings.device)
         say(f"{case.name}: {name}")
@@ -108,12 +124,12 @@ def _attempt(work: Work, name: str, truth: Tensor, settings: Settings) -> Cell:
                 cell.timing = measure(_bind(work, forward), work.rewind, settings.device, settings.repeats)
             return cell
     except Exception as failure:
-        return Cell(failure=f"{type(failure).__name__}: {str(failure).strip().splitlines()[0] if str(failure) else ''}")
+        return Cell(failure=why(failure))
 
 
 def _truth(work: Work, settings: Settings) -> Tensor:
     exact = work.converted(TRUTH[settings.dtype])
-    with torch.no_grad():
+    with torch.no_grad(), OneHeadAtATime():
         return exact.step(exact.model).double()
 
 
@@ -156,4 +172,4 @@ def failures(rows: list[Row]) -> Iterator[str]:
         yield from (f"{row.case.name}: {name} is wrong" for name in row.wrong())
         if FLASHMLA in row.cells and row.cells[FLASHMLA].failure:
             yield f"{row.case.name}: flashmla: {row.cells[FLASHMLA].failure}"
-        yield from (f"{row.case.name}: {bar}: {ratio:.2f}x" for bar, ratio, ok in row.bars() if ok is False)
+        yield from (f"{row.case.name}: {line}" for line in missed(row.bars()))

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from .failure import why
+
 WARMUP = 3
+RUN_MS, MOST_ROUNDS = 2.0, 64
+"""A timed run of short calls: about so many milliseconds, at most so many rounds."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,41 @@ def _events(call: Callable[[], object], before: Callable[[], object]) -> tuple[t
     call()
     end.record()
     return start, end
+
+
+def per_call(calls: Sequence[Callable[[], object]], device: str, repeats: int) -> tuple[float, str]:
+    """Microseconds of one of `calls`, which take turns, and how that was found: "graph", or "events: why" where a CUDA
+    graph cannot hold them. Median of `repeats` runs of about 2 ms."""
+    for call in calls:
+        call()
+    if device == "cpu":
+        return 1e3 * statistics.median(_wall(call, _nothing) for _ in range(repeats) for call in calls), "clock"
+    rough = measure(lambda: [call() for call in calls], _nothing, device, WARMUP).ms / len(calls)
+    rounds = min(MOST_ROUNDS, max(1, math.ceil(RUN_MS / (rough * len(calls)))))
+
+    def run() -> None:
+        for _ in range(rounds):
+            for call in calls:
+                call()
+
+    replay, how = _captured(run)
+    return 1e3 * measure(replay, _nothing, device, repeats).ms / (rounds * len(calls)), how
+
+
+def _captured(run: Callable[[], object]) -> tuple[Callable[[], object], str]:
+    """What replays the launches of `run`; `run` itself, and why, if something cannot be captured: only a try can tell."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            run()
+    except RuntimeError as failure:
+        torch.cuda.synchronize()
+        return run, f"events: {why(failure)}"
+    return graph.replay, "graph"
+
+
+def _nothing() -> None:
+    """Before a call that needs no preparation."""
 
 
 def forget(device: str) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from .bars import verdicts, verdicts_json
 from .cases import COLUMNS, FLASHMLA
 from .compare import Cell, Row, Settings
 
 
-def facts(settings: Settings, model: str) -> dict[str, str]:
-    """What the numbers depend on: device, model, dtype, versions."""
+def facts(settings: Settings) -> dict[str, str]:
+    """What the numbers depend on: device, dtype, versions."""
     gpu = settings.device != "cpu"
     device = torch.cuda.get_device_name() if gpu else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     versions = {}
@@ -25,7 +26,7 @@ def facts(settings: Settings, model: str) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             versions[name] = "absent"
     return {
-        "device": device, "model": model, "dtype": str(settings.dtype)[6:], "mode": settings.mode,
+        "device": device, "dtype": str(settings.dtype)[6:], "mode": settings.mode,
         "python": platform.python_version(), **versions,
     }
 
@@ -42,7 +43,7 @@ def table(rows: list[Row], columns: list[str]) -> Table:
     shown.add_column("bars")
     for row in rows:
         ratios = [_ratio(row.ratio(name)) for name in peers]
-        shown.add_row(row.case.name, *(_cell(row.cells[name]) for name in columns), *ratios, _bars(row))
+        shown.add_row(row.case.name, *(_cell(row.cells[name]) for name in columns), *ratios, verdicts(row.bars()))
     return shown
 
 
@@ -60,25 +61,21 @@ def errors(rows: list[Row], columns: list[str]) -> Table:
     return shown
 
 
-def as_json(rows: list[Row], about: dict[str, str], extra: dict[str, Any]) -> dict[str, Any]:
-    def one(row: Row) -> dict[str, Any]:
-        bars = [{"bar": str(bar), "ratio": ratio, "cleared": ok} for bar, ratio, ok in row.bars()]
-        cells = {name: dataclasses.asdict(cell) for name, cell in row.cells.items()}
-        return {"case": row.case.name, "columns": cells, "bars": bars}
+def notes(rows: list[Row]) -> list[str]:
+    """Why a column has no number."""
+    return [f"{row.case.name}: {name}: {cell.failure}" for row in rows for name, cell in row.cells.items() if cell.failure]
 
-    return {"about": about, "cases": [one(row) for row in rows], **extra}
+
+def as_json(row: Row) -> dict[str, Any]:
+    cells = {name: dataclasses.asdict(cell) for name, cell in row.cells.items()}
+    return {"case": row.case.name, "model": row.case.shape, "columns": cells, "bars": verdicts_json(row.bars())}
 
 
 def _cell(cell: Cell) -> str:
     if cell.timing is None:
-        return f"[red]{cell.failure[:60]}[/]"
+        return "failed"
     return f"{cell.timing.ms:.2f}" + (f" ({cell.timing.peak / 2**30:.1f})" if cell.timing.peak else "")
 
 
 def _ratio(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.2f}x"
-
-
-def _bars(row: Row) -> str:
-    word = {True: "[green]pass[/]", False: "[red]MISS[/]", None: "no number"}
-    return "\n".join(f"{bar}: {word[ok]}" + (f" {ratio:.2f}" if ratio else "") for bar, ratio, ok in row.bars())

@@ -59,6 +59,13 @@ class Work:
     def layers(self) -> list[Any]:
         return list(self.cache.layers) if self.cache is not None else []
 
+    @property
+    def bytes(self) -> int:
+        """Of the weights and of the caches."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        tensors += [tensor for layer in self.layers for tensor in (layer.keys, layer.values)]
+        return sum(tensor.nbytes for tensor in tensors)
+
     def rewind(self) -> None:
         """Back to the context, without a synchronisation; the next step overwrites what the last one wrote."""
         for layer in self.layers:

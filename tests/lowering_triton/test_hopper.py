@@ -96,7 +96,7 @@ def hopper_gpu():
 
 def chosen(case: Case, ping_pong=True, persistent=True) -> Case:
     found = configure(AttentionSpec.parse(case.spec), case.head_dim, case.value_dim, H100)
-    return case.but(choice=Choice("hopper", found.block_m, found.block_n, 4, found.stages, 1, ping_pong, persistent))
+    return case.but(choice=Choice("hopper", found.block_m, found.block_n, 4, found.stages, ping_pong=ping_pong, persistent=persistent))
 
 
 @pytest.mark.gpu

@@ -1,0 +1,67 @@
+"""Models end to end: the GPU's cases on models of their shapes, or a CPU's, in every column."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from . import show
+from .cases import COLUMNS, CPU_CASES, EAGER, FLASHMLA, GPU_CASES, INDUCTOR, SHAPES, SMOLLM2, TINY, Case
+from .compare import Row, run_case, run_interleaved
+from .compiling import compiling
+from .measure import forget
+from .work import random_llama
+
+if TYPE_CHECKING:
+    from .run import Session
+
+
+def columns(asked: list[str] | None, default: list[str]) -> list[str]:
+    """The columns asked for that models have, in their order, eager first."""
+    return default if asked is None else [name for name in COLUMNS if name == EAGER or name in asked]
+
+
+def run(session: Session) -> None:
+    """Adds to session.results, prints."""
+    full_cpu = session.full_cpu
+    names = columns(session.given.columns, [EAGER, INDUCTOR, FLASHMLA] if full_cpu else list(COLUMNS))
+    rows = _on_cpu(session, names) if full_cpu else _by_shape(session, names)
+    if rows:
+        session.console.print(show.table(rows, names), show.errors(rows, names), sep="\n")
+        for line in show.notes(rows):
+            session.console.print(line, markup=False)
+    if full_cpu and session.given.cases in "compilation":
+        extra = compiling(session.console)
+        session.results.also_missed += extra.pop("missed")
+        session.results.extra.update(extra)
+
+
+def _by_shape(session: Session, names: list[str]) -> list[Row]:
+    """A model is built when its first case starts, and dropped before the next model's."""
+    rows, model, built, settings, tiny = [], None, "", session.settings, session.given.tiny
+    for case in session.chosen(GPU_CASES, lambda case: case.name):
+        if case.shape != built:
+            model = None
+            forget(settings.device)
+            session.say(f"{case.shape}, random weights")
+            shape = TINY if tiny else SHAPES[case.shape]
+            model, built = random_llama(shape, settings.device, settings.dtype), case.shape
+        rows.append(_one(model, case.shrunk(64) if tiny else case, names, session))
+    return rows
+
+
+def _one(model: object, case: Case, names: list[str], session: Session) -> Row:
+    row = run_case(model, case, names, session.settings, session.say)
+    session.results.models.append(row)
+    session.save()
+    session.console.print(show.table([row], names))
+    return row
+
+
+def _on_cpu(session: Session, names: list[str]) -> list[Row]:
+    """Decode with a long static cache; the columns take turns."""
+    rows, model, settings = session.results.models, None, session.settings
+    for case in session.chosen(CPU_CASES, lambda case: case.name):
+        model = model or random_llama(SMOLLM2, settings.device, settings.dtype)
+        rows.append(run_interleaved(model, case, names, settings, session.say))
+        session.save()
+    return rows
