@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cases", default="", metavar="TEXT", help="only the cases with this in their name")
     parser.add_argument("--columns", type=columns, metavar="A,B", help=f"only these, of {known}; eager, the models' yardstick, "
                         "and of the kernels flashmla always run")
-    parser.add_argument("--mode", default="default", help="torch.compile's mode, for every compiled column of the models")
+    parser.add_argument("--mode", default="", help="torch.compile's mode, for every compiled column of the models; "
+                        "without it decode on a GPU runs in CUDA graphs (reduce-overhead)")
     parser.add_argument("--repeats", type=positive, default=20, help="timed runs a column")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="start no further case once this is spent")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too, after every case")

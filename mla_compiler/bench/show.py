@@ -26,7 +26,7 @@ def facts(settings: Settings) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             versions[name] = "absent"
     return {
-        "device": device, "dtype": str(settings.dtype)[6:], "mode": settings.mode,
+        "device": device, "dtype": str(settings.dtype)[6:], "mode": settings.mode or "default, decode reduce-overhead",
         "python": platform.python_version(), **versions,
     }
 
