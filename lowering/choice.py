@@ -37,3 +37,12 @@ class Choice:
 def padded(dim: int) -> int:
     """The block a head dim is held in: the next power of two, 16 at least (the tensor cores' smallest)."""
     return max(16, 1 << (dim - 1).bit_length())
+
+
+def padded_value(head_dim: int, value_dim: int) -> int:
+    """The block of the value dim beside K's: at least the smaller of 64 and that, so that both tiles are swizzled alike.
+
+    Of tiles that differ there and share memory, ptxas 12.8 (of triton 3.6) builds wgmma's descriptors from a register that
+    nothing wrote: D = 64, DV = 16 gave wrong numbers and stray addresses on an H100.
+    """
+    return max(padded(value_dim), min(64, padded(head_dim)))

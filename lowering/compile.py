@@ -15,7 +15,7 @@ import torch
 from ..errors import OptionError
 from ..ir import AttentionSpec, Site
 from . import codegen, disassembly
-from .choice import Choice, padded
+from .choice import Choice, padded, padded_value
 from .decode import launch as decode
 from .hopper import launch as hopper
 from .machine import MACHINES, Machine, machine_of
@@ -105,7 +105,7 @@ def compile_kernel(
         return record(built, choice.family, arch, str(spec), str(choice), source)
     constants = {
         "D": head_dim, "DV": value_dim, "GROUP": spec.group, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n,
-        "BLOCK_D": padded(head_dim), "BLOCK_DV": padded(value_dim), "STAGES": choice.stages, "UPCAST": False,
+        "BLOCK_D": padded(head_dim), "BLOCK_DV": padded_value(head_dim, value_dim), "STAGES": choice.stages, "UPCAST": False,
         **decode.constants(choice),
     }
     types = dict.fromkeys(("q", "k", "v", "out"), _DTYPES[dtype])

@@ -17,13 +17,13 @@ from ..ir import TILE, AttentionSpec
 from ..ops import output_like
 from . import codegen, modules
 from .checks import check_operands
-from .choice import Choice, padded
+from .choice import Choice, padded, padded_value
 from .decode import launch as decode
 from .hopper import launch as hopper
 from .launch import launch as start
 from .machine import machine_of
 from .prefill import config as prefill
-from .select import DTYPES, choose, is_dense
+from .select import DTYPES, choose
 
 
 def attend(
@@ -55,7 +55,7 @@ def launch(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor,
 def _hopper(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor) -> None:
     """By TMA, or by the plain kernel where TMA cannot address a tensor."""
     if not hopper.describable(q, k, v, out):
-        plain = prefill.configure(q.shape[3], v.shape[3], q.itemsize, is_dense(spec), machine_of(q.device))
+        plain = prefill.configure(q.shape[3], v.shape[3], q.itemsize, prefill.room(spec), machine_of(q.device))
         return _prefill(spec, plain, q, k, v, given, out)
     return hopper.launch(kernel(spec, "hopper"), spec.group, choice, q, k, v, given, out)
 
@@ -99,7 +99,7 @@ def blocks(spec: AttentionSpec, choice: Choice, q: Tensor, v: Tensor) -> dict[st
     head_dim, value_dim = q.shape[3], v.shape[3]
     return {
         "D": head_dim, "DV": value_dim, "GROUP": spec.group, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n,
-        "BLOCK_D": padded(head_dim), "BLOCK_DV": padded(value_dim), "STAGES": choice.stages,
+        "BLOCK_D": padded(head_dim), "BLOCK_DV": padded_value(head_dim, value_dim), "STAGES": choice.stages,
         "UPCAST": q.dtype == torch.bfloat16 and interpreted(),
     }
 

@@ -7,7 +7,6 @@ from functools import lru_cache
 
 import torch
 
-from .. import expr as E
 from ..ir import AttentionSpec, Reason
 from . import codegen
 from .choice import Choice
@@ -53,13 +52,8 @@ def choose(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: int,
     """The configuration for q [batch, heads, queries, head_dim], k [batch, heads / group, keys, head_dim]."""
     rows = spec.group * queries
     if rows > DECODE_ROWS and queries > DECODE_QUERIES and spec.kv_splits < 2:
-        if queries > hopper.ROWS and not is_dense(spec) and hopper.serves(spec, head_dim, value_dim, dtype, machine):
+        if queries > hopper.ROWS and hopper.serves(spec, head_dim, value_dim, dtype, machine):
             return hopper.configure(spec, head_dim, value_dim, machine)
-        return prefill.configure(head_dim, value_dim, dtype.itemsize, is_dense(spec), machine)
+        return prefill.configure(head_dim, value_dim, dtype.itemsize, prefill.room(spec), machine)
     return decode.configure(spec, decode.Shape(batch, heads // spec.group, queries, keys, head_dim, value_dim, dtype.itemsize),
-                            is_dense(spec), machine)
-
-
-def is_dense(spec: AttentionSpec) -> bool:
-    """Whether a kernel loads an element for each (i, j), of a bias or of a mask."""
-    return any({E.i, E.j} <= load.free_symbols for e in (spec.score, spec.residue) for load in E.loads(e))
+                            prefill.room(spec)[0] == 32, machine)

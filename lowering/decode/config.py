@@ -4,7 +4,7 @@ Key: the spec's hull and kv_splits, the shape, itemsize, whether each tile evalu
 Pruning: one block a processor, its shared memory full of key tiles on their way. So were the best of two launches, H100,
 `flashmla bench`, bf16, 32 q and 8 kv heads of 128: B=16 32k 687 us (3.13 TB/s) in 128 blocks, one a processor; B=1 128k 185 us
 in 14 parts an item (112 blocks); more parts cost, B=1 2k 9.1 us in 14 and 11.1 in 28. This launch is not measured yet.
-Registers: 12288 elements of K a tile, 2048 in float32, whose products hold their operands there; a dense tile 2048 logits;
+Registers: 12288 elements of K a tile, 2048 in float32, whose products hold their operands there; a dense tile 2048 logits and 4 stages;
 8192 elements of out and more are held by 8 warps.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from ... import expr as E
 from ...ir import AttentionSpec
-from ..choice import Choice, padded
+from ..choice import Choice, padded, padded_value
 from ..machine import Machine
 
 MAX_PARTS = 128
@@ -42,7 +42,7 @@ class Shape:
 
 def configure(spec: AttentionSpec, shape: Shape, dense: bool, machine: Machine) -> Choice:
     """A balanced line where every program can find all lengths, else equal parts of each item."""
-    rows, dv = spec.group * shape.queries, padded(shape.value_dim)
+    rows, dv = spec.group * shape.queries, padded_value(shape.head_dim, shape.value_dim)
     block_m = rows_of_a_tile(rows, shape)
     block_n, stages = tile(block_m, shape, dense, machine)
     items = shape.batch * shape.kv_heads * -(-rows // block_m)
@@ -71,10 +71,11 @@ def rows_of_a_tile(rows: int, shape: Shape) -> int:
 
 def tile(block_m: int, shape: Shape, dense: bool, machine: Machine) -> tuple[int, int]:
     """(block_n, stages): the first that fits."""
-    d, dv = padded(shape.head_dim), padded(shape.value_dim)
+    d, dv = padded(shape.head_dim), padded_value(shape.head_dim, shape.value_dim)
     single = shape.itemsize == 4
     for block_n, stages in _FLOAT32 if single else _HALF:
-        if (block_n * max(d, dv) > (2048 if single else 12288) and block_n > 16) or (dense and block_m * block_n > 2048):
+        if (block_n * max(d, dv) > (2048 if single else 12288) and block_n > 16) or (
+                dense and (block_m * block_n > 2048 or stages > 4)):
             continue
         # NVIDIA: a tile's memory is filled anew as soon as its products are done.
         held = max(1, stages - 1) if machine.backend == "cuda" else stages

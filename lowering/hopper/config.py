@@ -10,13 +10,13 @@ import importlib.util
 from functools import lru_cache
 from pathlib import Path
 
-import sympy
 import torch
 
 from ... import expr as E
 from ...ir import AttentionSpec
-from ..choice import Choice, padded
+from ..choice import Choice, padded, padded_value
 from ..machine import Machine
+from ..prefill.config import room
 
 ROWS = 64
 """Rows of a warpgroup."""
@@ -31,7 +31,7 @@ def serves(spec: AttentionSpec, head_dim: int, value_dim: int, dtype: torch.dtyp
     """Whether there is a kernel: for hulls alone, in 16 bits, with rows of whole 16 bytes."""
     return (
         machine.backend == "cuda" and machine.capability == (9, 0) and dtype in (torch.float16, torch.bfloat16)
-        and spec.residue == sympy.true and spec.tile is None
+        and room(spec) == (128, 128) and padded_value(head_dim, value_dim) == padded(value_dim)
         and head_dim % 8 == value_dim % 8 == 0 and has_gluon()
     )
 

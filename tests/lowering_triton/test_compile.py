@@ -47,6 +47,29 @@ def test_nothing_spills_under_a_mask(name):
         assert compiled(AttentionSpec.parse(CASES[name].spec), queries, 128, "sm_90").spills == 0
 
 
+def unwritten(sass: str) -> list[str]:
+    """Instructions that read a uniform register which nothing before them has written, matrix products apart."""
+    written, found = set(), []
+    for line in sass.splitlines():
+        match = re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@\S+\s+)?([A-Z][\w.]*)\s+(.*?);", line)
+        if not match or match[1].startswith("HGMMA"):
+            continue
+        first, *rest = (part.strip() for part in re.sub(r"^(UP\d, )+", "", match[2]).split(","))
+        target = re.fullmatch(r"UR(\d+)", first)
+        read = {int(at) for at in re.findall(r"\bUR(\d+)", ",".join(rest if target else [first, *rest]))}
+        found += [line.strip()] if read - written else []
+        if target:
+            width = 4 if ".128" in match[1] else 2 if ".64" in match[1] or "WIDE" in match[1] else 1
+            written |= set(range(int(target[1]), int(target[1]) + width))
+    return found
+
+
+@pytest.mark.parametrize("dims", [(64, 16), (32, 16), (64, 32), (128, 16), (16, 64), (192, 128)], ids=str)
+def test_the_assembler_reads_nothing_unwritten(dims):
+    """What choice.padded_value is there for."""
+    assert unwritten(compiled(CAUSAL, 4096, dims[0], "sm_90", torch.float16, dims[1]).sass) == []
+
+
 def test_float32_is_float32():
     kernel = compiled(CAUSAL, 4096, 128, "sm_90", torch.float32)
     assert kernel.spills == 0 and "tf32" not in kernel.ptx and "fma.rn.f32" in kernel.ptx

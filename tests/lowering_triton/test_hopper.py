@@ -13,14 +13,14 @@ from mla_compiler.lowering.compile import compile_kernel
 from mla_compiler.lowering.hopper import launch
 from mla_compiler.lowering.hopper.config import columns, configure, section
 from mla_compiler.lowering.machine import MACHINES
-from mla_compiler.lowering.select import is_dense
+from mla_compiler.lowering.prefill.config import room
 
 from .attentions import CASES
 from .cases import LAYOUTS, Case, errors
 
 H100 = MACHINES["sm_90"]
 HULL_ONLY = [name for name, case in CASES.items() for spec in [AttentionSpec.parse(case.spec)]
-             if spec.residue == True and spec.tile is None and not is_dense(spec)]  # noqa: E712  a sympy truth
+             if room(spec) == (128, 128)]
 DIMS = [(64, 64), (96, 96), (128, 128), (192, 128), (256, 256), (72, 72), (16, 16)]
 SCHEDULES = [(ping_pong, persistent) for ping_pong in (False, True) for persistent in (False, True)]
 
