@@ -4,8 +4,8 @@ Key: the spec's hull and kv_splits, the shape, itemsize, whether each tile evalu
 Pruning: one block a processor, its shared memory full of key tiles on their way. So were the best of two launches, H100,
 `flashmla bench`, bf16, 32 q and 8 kv heads of 128: B=16 32k 687 us (3.13 TB/s) in 128 blocks, one a processor; B=1 128k 185 us
 in 14 parts an item (112 blocks); more parts cost, B=1 2k 9.1 us in 14 and 11.1 in 28. This launch is not measured yet.
-Registers: 12288 elements of K a tile, 2048 in float32, whose products hold their operands there; a dense tile 2048 logits and 4 stages;
-8192 elements of out and more are held by 8 warps.
+Registers: 12288 elements of K a tile, 2048 in float32, whose products hold their operands there; a dense tile 2048 logits
+and 4 stages; 8192 elements of out and more are held by 8 warps.
 """
 
 from __future__ import annotations
