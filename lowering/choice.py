@@ -17,7 +17,7 @@ class Choice:
     kv_splits: int = 1
 
     def __str__(self) -> str:
-        parts = f", {self.kv_splits} parts" if self.family == "decode" else ""
+        parts = f", {self.kv_splits} parts" if self.family != "prefill" else ""
         return f"{self.family} {self.block_m}x{self.block_n}, {self.warps} warps, {self.stages} stages{parts}"
 
 

@@ -1,7 +1,7 @@
 """AttentionSpec  =>  the source of its kernel: the functions of the spec in front of a fixed body.
 
-The body is `scan.py` and `prefill/kernel.py` or `decode/kernel.py`, word for word; the functions take the place of
-those in `hooks.py`. The text depends on the spec and the family alone: shapes, strides and blocks are arguments.
+The body is `scan.py` and the files of a family, word for word; the functions take the place of those in `hooks.py`.
+The text depends on the spec and the family alone: shapes, strides and blocks are arguments.
 """
 
 from __future__ import annotations
@@ -22,24 +22,28 @@ from ..ir import AttentionSpec
 from .errors import LoweringError
 from .printer import Printer, bare
 
-FAMILIES = ("prefill", "decode")
+FAMILIES = ("prefill", "decode", "mla", "tokens")
 LOG2E = math.log2(math.e)
 _JIT_END = "])"
 _HERE = Path(__file__).parent
+_BODY = {
+    "prefill": ("scan.py", "prefill/kernel.py"), "decode": ("scan.py", "decode/kernel.py"),
+    "mla": ("scan.py", "mla/tile.py", "mla/kernel.py"), "tokens": ("scan.py", "mla/tile.py", "tokens/kernel.py"),
+}
 _ROW, _POINT = "b, h, i", "b, h, i, j"
 
 
 @lru_cache(maxsize=1024)
 def source(spec: AttentionSpec, family: str) -> str:
     """Python text of a module whose kernel is named `family`. LoweringError if an expression has no Triton form."""
-    kernel = _HERE / family / "kernel.py"
+    files = [_HERE / name for name in _BODY[family]]
     used = frozenset().union(*(hook.used for hook in hooks(spec)))
     helpers = [text for name, text in _functions(_HERE / "arithmetic.py").items() if name in used]
     own = [hook.text(operands(spec)) for hook in hooks(spec)]
-    body = {**_functions(_HERE / "scan.py"), **_functions(kernel)}
+    body = {name: text for file in files for name, text in _functions(file).items()}
     entry = body.pop(family)
-    return _header(spec, _docstring(kernel)) + "\n\n\n".join(
-        [_flags(spec), *helpers, *own, *body.values(), _entry(spec, entry)]) + "\n"
+    return _header(spec, _docstring(files[-1])) + "\n\n\n".join(
+        [_flags(spec, files), *helpers, *own, *body.values(), _entry(spec, entry)]) + "\n"
 
 
 @dataclass(frozen=True)
@@ -135,12 +139,12 @@ def _fill(text: str, indent: int) -> str:
     return textwrap.fill(joined, 118, subsequent_indent=" " * indent, break_long_words=False).replace("\0", " ")
 
 
-def _flags(spec: AttentionSpec) -> str:
+def _flags(spec: AttentionSpec, files: list[Path]) -> str:
     flags = {
         "HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_RESIDUE": spec.residue != sympy.true,
         "HAS_TILE": spec.tile is not None, "HAS_SINK": spec.sink is not None,
     }
-    constants = [text for name, text in _assignments(_HERE / "scan.py").items() if name not in flags]
+    constants = [text for file in files for name, text in _assignments(file).items() if name not in flags]
     return "\n".join(["import triton", "import triton.language as tl", ""]
                      + [f"{name} = tl.constexpr({value})" for name, value in flags.items()] + constants)
 
