@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Choice:
-    """Which kernel, how large its tiles (rows, keys), how many warps, pipeline stages, parts of the key range."""
+    """Which kernel, how large its tiles (rows, keys), how many warps, pipeline stages, parts of the key range; of the Hopper
+    kernel, whether its warpgroups take turns and its blocks stay for several tiles."""
 
     family: str
     block_m: int
@@ -15,6 +16,8 @@ class Choice:
     warps: int
     stages: int
     kv_splits: int = 1
+    ping_pong: bool = False
+    persistent: bool = False
 
     def __str__(self) -> str:
         parts = f", {self.kv_splits} parts" if self.family != "prefill" else ""

@@ -22,7 +22,7 @@ from ..ir import AttentionSpec
 from .errors import LoweringError
 from .printer import Printer, bare
 
-FAMILIES = ("prefill", "decode", "mla", "tokens")
+FAMILIES = ("prefill", "decode", "mla", "tokens", "hopper", "mla_hopper")
 LOG2E = math.log2(math.e)
 _JIT_END = "])"
 _HERE = Path(__file__).parent
@@ -30,12 +30,18 @@ _BODY = {
     "prefill": ("scan.py", "prefill/kernel.py"), "decode": ("scan.py", "decode/kernel.py"),
     "mla": ("scan.py", "mla/tile.py", "mla/kernel.py"), "tokens": ("scan.py", "mla/tile.py", "tokens/kernel.py"),
 }
+_GLUON = {
+    "hopper": ("hopper/tiles.py", "hopper/softmax.py", "hopper/multiply.py", "hopper/kernel.py"),
+    "mla_hopper": ("hopper/tiles.py", "hopper/softmax.py", "mla/warpgroups.py", "mla/hopper.py"),
+}
 _ROW, _POINT = "b, h, i", "b, h, i, j"
 
 
 @lru_cache(maxsize=1024)
 def source(spec: AttentionSpec, family: str) -> str:
     """Python text of a module whose kernel is named `family`. LoweringError if an expression has no Triton form."""
+    if family in _GLUON:
+        return _gluon(spec, family)
     files = [_HERE / name for name in _BODY[family]]
     used = frozenset().union(*(hook.used for hook in hooks(spec)))
     helpers = [text for name, text in _functions(_HERE / "arithmetic.py").items() if name in used]
@@ -44,6 +50,43 @@ def source(spec: AttentionSpec, family: str) -> str:
     entry = body.pop(family)
     return _header(spec, _docstring(files[-1])) + "\n\n\n".join(
         [_flags(spec, files), *helpers, *own, *body.values(), _entry(spec, entry)]) + "\n"
+
+
+def _gluon(spec: AttentionSpec, family: str) -> str:
+    """The module of a Gluon kernel: its hooks are the same text, in Gluon's names."""
+    parts = [_HERE / name for name in _GLUON[family]]
+    kernel = parts[-1]
+    wanted = [hook for hook in hooks(spec) if hook.name not in ("residue", "tile_class")]
+    used = frozenset().union(*(hook.used for hook in wanted))
+    helpers = [text for name, text in _functions(_HERE / "arithmetic.py").items() if name in used]
+    own = [_in_gluon(text) for text in (*helpers, *(hook.text(operands(spec)) for hook in wanted))]
+    body = {name: text for path in parts for name, text in _functions(path).items()}
+    entry = body.pop(family)
+    flags = {"HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_SINK": spec.sink is not None, "SCALE": _scale(spec)}
+    constants = [f"{name} = gl.constexpr({value})" for name, value in flags.items()]
+    constants += _assignments(parts[0]).values()
+    head = "\n".join([_imports(*parts), "", *constants])
+    return _header(spec, _docstring(kernel)) + "\n\n\n".join([head, *own, *body.values(), _entry(spec, entry)]) + "\n"
+
+
+def _in_gluon(text: str) -> str:
+    """Triton's names as Gluon's, which has all that a hook says but PropagateNan."""
+    return re.sub(r"\btl\.(?!PropagateNan)", "gl.", text).replace("@triton.jit", "@gluon.jit")
+
+
+def _imports(*paths: Path) -> str:
+    """What the templates import from Triton, and Triton's own language for PropagateNan."""
+    found = ["import triton.language as tl"]
+    for text, module in map(_parsed, paths):
+        nodes = [node for node in module.body if isinstance(node, ast.ImportFrom) and not node.level]
+        found += [ast.get_source_segment(text, node) or "" for node in nodes]
+    return "\n".join(dict.fromkeys(found))
+
+
+def _scale(spec: AttentionSpec) -> float:
+    """c * log2(e) where the score is c * s with c > 0, else 0."""
+    factor, rest = spec.score.as_coeff_Mul()
+    return float(factor) * LOG2E if rest == E.s and factor > 0 else 0.0
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ..errors import OptionError
 from ..ir import AttentionSpec, Site
 from . import codegen, disassembly
 from .choice import Choice, padded
+from .hopper import launch as hopper
 from .machine import MACHINES, Machine, machine_of
 from .select import choose, supports
 
@@ -98,6 +99,9 @@ def compile_kernel(
     machine_named(arch)
     source = codegen.source(spec, choice.family)
     function = getattr(modules.load(source, choice.family), choice.family)
+    if choice.family == "hopper":
+        built = _build_hopper(function, spec.group, choice, head_dim, value_dim, dtype, arch)
+        return record(built, choice.family, arch, str(spec), str(choice), source)
     constants = {
         "D": head_dim, "DV": value_dim, "GROUP": spec.group, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n,
         "BLOCK_D": padded(head_dim), "BLOCK_DV": padded(value_dim), "STAGES": choice.stages, "UPCAST": False,
@@ -109,8 +113,21 @@ def compile_kernel(
     return record(built, choice.family, arch, str(spec), str(choice), source)
 
 
-def build(function: Any, types: dict[str, str], constants: dict[str, Any], arch: str, warps: int, stages: int) -> Any:
-    """triton.compile of a @triton.jit function whose tensors are aligned and have a unit last stride."""
+def _build_hopper(
+    function: Any, group: int, choice: Choice, head_dim: int, value_dim: int, dtype: torch.dtype, arch: str
+) -> Any:
+    """The Gluon kernel: its operands come as TMA descriptors."""
+    kind = _DTYPES[dtype].removeprefix("*")
+    tiles = hopper.tiles(choice, head_dim, value_dim)
+    types = {name: f"tensordesc<{kind}{[1, 1, *tile]},{hopper.layout(*tile, dtype)!r}>" for name, tile in tiles.items()}
+    constants = hopper.constants(group, choice, head_dim, value_dim)
+    return build(function, types | {"out": _DTYPES[dtype]}, constants, arch, choice.warps, choice.stages, hopper.REGISTERS)
+
+
+def build(
+    function: Any, types: dict[str, str], constants: dict[str, Any], arch: str, warps: int, stages: int, registers: int = 0
+) -> Any:
+    """triton.compile of a Triton or Gluon function whose tensors are aligned and have a unit last stride."""
     import triton
     from triton.compiler import ASTSource
 
@@ -128,8 +145,14 @@ def build(function: Any, types: dict[str, str], constants: dict[str, Any], arch:
             attributes.update(dict.fromkeys(((at, dim) for dim in range(3)), _ALIGNED))
         elif signature[name].startswith("*"):
             attributes[at,] = _ALIGNED
-    source = ASTSource(function, signature, values, attributes)
-    return triton.compile(source, target=target(arch), options={"num_warps": warps, "num_stages": stages})
+    if function.is_gluon():
+        from triton.experimental.gluon._runtime import GluonASTSource
+
+        source = GluonASTSource(function, signature, values, attributes)
+    else:
+        source = ASTSource(function, signature, values, attributes)
+    options = {"num_warps": warps, "num_stages": stages} | ({"maxnreg": registers} if registers else {})
+    return triton.compile(source, target=target(arch), options=options)
 
 
 def _type(name: str, types: dict[str, str], constants: dict[str, Any]) -> Any:

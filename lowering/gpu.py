@@ -17,8 +17,10 @@ from ..ops import output_like
 from . import codegen, modules
 from .checks import check_operands
 from .choice import Choice, padded
+from .hopper import launch as hopper
 from .machine import machine_of
-from .select import DTYPES, choose
+from .prefill import config as prefill
+from .select import DTYPES, choose, is_dense
 
 
 def attend(
@@ -39,9 +41,19 @@ def attend(
 def launch(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor) -> None:
     """Runs `choice` into out [B, H, T, DV], of any strides."""
     with torch.cuda.device_of(q):
+        if choice.family == "hopper":
+            return _hopper(spec, choice, q, k, v, given, out)
         if choice.family == "prefill":
             return _prefill(spec, choice, q, k, v, given, out)
         return _decode(spec, choice, q, k, v, given, out)
+
+
+def _hopper(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor) -> None:
+    """By TMA, or by the plain kernel where TMA cannot address a tensor."""
+    if not hopper.describable(q, k, v, out):
+        plain = prefill.configure(q.shape[3], v.shape[3], q.itemsize, is_dense(spec), machine_of(q.device))
+        return _prefill(spec, plain, q, k, v, given, out)
+    return hopper.launch(kernel(spec, "hopper"), spec.group, choice, q, k, v, given, out)
 
 
 def _prefill(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor) -> None:

@@ -14,6 +14,7 @@ from . import codegen
 from .choice import Choice
 from .decode import config as decode
 from .errors import LoweringError
+from .hopper import config as hopper
 from .machine import Machine
 from .prefill import config as prefill
 
@@ -53,6 +54,8 @@ def choose(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: int,
     """The configuration for q [batch, heads, queries, head_dim], k [batch, heads / group, keys, head_dim]."""
     rows = spec.group * queries
     if rows > DECODE_ROWS and queries > DECODE_QUERIES and spec.kv_splits < 2:
+        if queries > hopper.ROWS and not is_dense(spec) and hopper.serves(spec, head_dim, value_dim, dtype, machine):
+            return hopper.configure(spec, head_dim, value_dim, machine)
         return prefill.configure(head_dim, value_dim, dtype.itemsize, is_dense(spec), machine)
     choice = decode.configure(rows, head_dim, value_dim, dtype.itemsize, is_dense(spec), machine)
     tiles = batch * (heads // spec.group) * -(-rows // choice.block_m)

@@ -24,7 +24,7 @@ def chosen(spec=CAUSAL, batch=1, heads=32, queries=8192, keys=8192, dim=128, dty
     return choose(spec, batch, heads, queries, keys, dim, dim, dtype, machine)
 
 
-@pytest.mark.parametrize("queries, family", [(1, "decode"), (16, "decode"), (17, "prefill"), (8192, "prefill")])
+@pytest.mark.parametrize("queries, family", [(1, "decode"), (16, "decode"), (17, "prefill"), (8192, "hopper")])
 def test_few_rows_are_packed_and_split(queries, family):
     assert chosen(queries=queries).family == family
 
@@ -55,6 +55,14 @@ def test_tiles_fit_in_shared_memory(name, queries, dim, dtype, arch):
     assert min(choice.block_m, choice.block_n) >= 16
 
 
+@pytest.mark.parametrize("changes", [
+    {"dtype": torch.float32}, {"machine": MACHINES["sm_100"]}, {"machine": MACHINES["sm_80"]}, {"dim": 100}, {"queries": 64},
+    *({"spec": AttentionSpec.parse(CASES[name].spec)} for name in ("documents", "padding", "mask, summarised", "bias")),
+], ids=str)
+def test_what_the_hopper_kernel_leaves_to_plain_triton(changes):
+    assert chosen().family == "hopper" and chosen(**changes).family == "prefill"
+
+
 def test_every_attention_of_the_tests_has_a_kernel():
     for case in CASES.values():
         assert supports(AttentionSpec.parse(case.spec), 128, 128, torch.bfloat16, "cuda") is None
@@ -75,7 +83,8 @@ def test_what_has_no_kernel_says_why(changes, reason):
 def test_words_for_the_report():
     shape = ((1, 32, 8192, 128), (1, 8, 8192, 128), (1, 8, 8192, 128))
     assert lowering.choose(CAUSAL, *shape, torch.float32, torch.device("cpu")) == ("cpu", "hull")
-    assert str(chosen()) == "prefill 128x128, 8 warps, 3 stages"
+    assert str(chosen()) == "hopper 128x128, 4 warps, 2 stages"
+    assert str(chosen(dtype=torch.float32)).startswith("prefill")
 
 
 def test_a_symbolic_size_counts_as_4096():

@@ -1,0 +1,73 @@
+"""Tiles of the Hopper kernel, by head dim; what it serves.
+
+Bytes = q tile + STAGES * (k tile + v tile) <= shared memory of a block. Registers of a thread of a multiplying warpgroup, of
+the 240 it has: acc DV / 2 + scores BLOCK_N / 2 + weights BLOCK_N / 4, and as many again for the score where it is not linear.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import lru_cache
+from pathlib import Path
+
+import sympy
+import torch
+
+from ... import expr as E
+from ...ir import AttentionSpec
+from ..choice import Choice, padded
+from ..machine import Machine
+
+ROWS = 64
+"""Rows of a warpgroup."""
+SECTION_BYTES = 24 << 20
+"""K and V of the heads that are worked on together: half of the second level cache."""
+
+# (block_m, block_n, stages), in order of preference
+_TILES = ((128, 128, 2), (128, 64, 2), (128, 32, 2))
+
+
+def serves(spec: AttentionSpec, head_dim: int, value_dim: int, dtype: torch.dtype, machine: Machine) -> bool:
+    """Whether there is a kernel: for hulls alone, in 16 bits, with rows of whole 16 bytes."""
+    return (
+        machine.backend == "cuda" and machine.capability == (9, 0) and dtype in (torch.float16, torch.bfloat16)
+        and spec.residue == sympy.true and spec.tile is None
+        and head_dim % 8 == value_dim % 8 == 0 and has_gluon()
+    )
+
+
+@lru_cache(maxsize=1)
+def has_gluon() -> bool:
+    """Found without importing Triton."""
+    found = importlib.util.find_spec("triton")
+    places = (found.submodule_search_locations if found else None) or []
+    return any((Path(place) / "experimental" / "gluon" / "nvidia" / "hopper.py").exists() for place in places)
+
+
+def configure(spec: AttentionSpec, head_dim: int, value_dim: int, machine: Machine) -> Choice:
+    """head_dim and value_dim in elements."""
+    for block_m, block_n, stages in _TILES:
+        choice = Choice("hopper", block_m, block_n, 4, stages, ping_pong=True, persistent=True)
+        if _fits(spec, choice, head_dim, value_dim, machine):
+            break
+    return choice
+
+
+def _fits(spec: AttentionSpec, choice: Choice, head_dim: int, value_dim: int, machine: Machine) -> bool:
+    d, dv = sum(columns(head_dim)), padded(value_dim)
+    size = 2 * (choice.block_m * d + choice.stages * choice.block_n * (d + dv)) + 2 * ROWS * dv + 2048
+    linear = spec.score.as_coeff_Mul()[1] == E.s
+    return size <= machine.shared_memory and dv / 2 + choice.block_n * (1 if linear else 2) <= 200
+
+
+def columns(head_dim: int) -> tuple[int, int]:
+    """Columns of the two tiles a row of q or k is held in: 128 and 0, 192 = 128 + 64, 72 <= 64 + 16."""
+    whole = padded(head_dim)
+    rest = padded(head_dim - whole // 2) if whole != head_dim else whole
+    return (whole // 2, rest) if rest < whole // 2 else (whole, 0)
+
+
+def section(heads: int, group: int, keys: int, dims: int) -> int:
+    """How many of `heads` (all, of all sequences) are worked on together; divides them; dims = D + DV, 16 bits each."""
+    most = max(1, SECTION_BYTES // (2 * keys * dims)) * group
+    return max(count for count in range(1, heads + 1) if heads % count == 0 and count <= most)

@@ -1,0 +1,137 @@
+"""The Gluon kernel: what it compiles to on sm_90; on a Hopper GPU its numerics, strides and schedules."""
+
+import re
+
+import pytest
+import torch
+
+from mla_compiler.ir import AttentionSpec
+from mla_compiler.lowering import codegen, gpu, reference
+from mla_compiler.lowering.choice import Choice, padded
+from mla_compiler.lowering.compile import compile_kernel
+from mla_compiler.lowering.hopper import launch
+from mla_compiler.lowering.hopper.config import columns, configure, section
+from mla_compiler.lowering.machine import MACHINES
+from mla_compiler.lowering.select import is_dense
+
+from .attentions import CASES
+from .cases import LAYOUTS, Case, errors
+
+H100 = MACHINES["sm_90"]
+HULL_ONLY = [name for name, case in CASES.items() for spec in [AttentionSpec.parse(case.spec)]
+             if spec.residue == True and spec.tile is None and not is_dense(spec)]  # noqa: E712  a sympy truth
+DIMS = [(64, 64), (96, 96), (128, 128), (192, 128), (256, 256), (72, 72), (16, 16)]
+SCHEDULES = [(ping_pong, persistent) for ping_pong in (False, True) for persistent in (False, True)]
+
+
+def kernel_of(name, dims=(128, 128), dtype=torch.bfloat16):
+    spec = AttentionSpec.parse(CASES[name].spec)
+    return compile_kernel(spec, configure(spec, *dims, H100), *dims, dtype, "sm_90")
+
+
+def steps(sass):
+    """The straight pieces of code that multiply and take exponentials: one for each kind of tile and warpgroup."""
+    return [piece for piece in re.split(r"\n\.L_\w+:", sass) if "HGMMA" in piece and "MUFU.EX2" in piece]
+
+
+@pytest.mark.parametrize("dims", DIMS, ids=str)
+def test_the_loop_multiplies_from_registers_and_spills_nothing(dims):
+    kernel = kernel_of("causal", dims)
+    if not kernel.sass:
+        pytest.skip("no disassembler")
+    assert kernel.shared <= H100.shared_memory and kernel.registers * 384 <= 65536
+    assert kernel.ptx.count("setmaxnreg.inc.sync.aligned.u32 \t240") == 1
+    assert "setmaxnreg.dec.sync.aligned.u32 \t24;" in kernel.ptx
+    assert "cp.async.bulk.tensor.4d" in kernel.ptx and "wgmma.wait_group.sync.aligned 1;" in kernel.ptx
+    loops = [piece for piece in steps(kernel.sass) if piece.count("WARPGROUP.DEPBAR") == 2]
+    assert len(loops) == 4                                      # masked and whole tiles, for each of two warpgroups
+    for piece in loops:
+        assert "STL" not in piece and "LDL" not in piece
+        assert not re.search(r"\b(STS|STSM|LDS|LDSM)\b", piece)   # the weights never go through shared memory
+
+
+@pytest.mark.parametrize("name", HULL_ONLY)
+def test_every_hull_compiles(name):
+    kernel = kernel_of(name, dtype=torch.float16)
+    assert kernel.name == "hopper" and "wgmma.mma_async" in kernel.ptx and kernel.source.startswith('"""out[b,h,i,:]')
+
+
+def test_a_constant_scale_joins_the_subtraction():
+    plain, shifted = (codegen.source(AttentionSpec.parse(text), "hopper") for text in ("score: 0.25*s", "score: 0.25*s + h"))
+    assert "SCALE = gl.constexpr(0.36" in plain and "SCALE = gl.constexpr(0.0)" in shifted
+    assert "SCALE = gl.constexpr(0.0)" in codegen.source(AttentionSpec.parse("score: -s"), "hopper")
+
+
+@pytest.mark.parametrize("dim", range(8, 257, 8))
+def test_columns_hold_a_row(dim):
+    wide, rest = columns(dim)
+    assert wide >= 16 and wide & (wide - 1) == 0 == rest & (rest - 1) and dim <= wide + rest <= padded(dim)
+
+
+def test_a_section_divides_the_heads():
+    assert section(32, 4, 2048, 256) == 32 and section(32, 4, 32768, 256) == 4 and section(30, 1, 1 << 20, 512) == 1
+    assert all(heads % section(heads, 1, keys, 256) == 0 for heads in range(1, 40) for keys in (100, 8192, 65536))
+
+
+def test_tma_addresses_multiples_of_16_bytes():
+    x = torch.zeros(2, 4, 8, 64, dtype=torch.bfloat16)
+    assert launch.describable(x, x.transpose(1, 2), x[:, :1].transpose(1, 2), x[..., :32])
+    for bad in (x.transpose(2, 3), x[..., 1:], x[..., ::2], x[:, :, :1].expand(2, 4, 8, 64), x.new_zeros(2, 4, 8, 60)):
+        assert not launch.describable(x, bad)
+
+
+# ---------------------------------------------------------------------------------------------------------------- GPU
+
+
+def check(case: Case) -> None:
+    error, formula = errors(case, "cuda")
+    assert error <= 2 * formula, (error, formula, case)
+
+
+@pytest.fixture
+def hopper_gpu():
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs a Hopper GPU")
+
+
+def chosen(case: Case, ping_pong=True, persistent=True) -> Case:
+    found = configure(AttentionSpec.parse(case.spec), case.head_dim, case.value_dim, H100)
+    return case.but(choice=Choice("hopper", found.block_m, found.block_n, 4, found.stages, 1, ping_pong, persistent))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", HULL_ONLY)
+def test_attentions(name, hopper_gpu):
+    for dtype in (torch.float16, torch.bfloat16):
+        case = CASES[name].but(dtype=dtype, head_dim=64, value_dim=64)
+        for sizes in ({}, {"queries": 200, "keys": 333}, {"queries": 517, "keys": 517, "batch": 1}):
+            check(chosen(case.but(**sizes)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dims", DIMS, ids=str)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_head_dims(dims, schedule, hopper_gpu):
+    for queries, keys in ((5, 400), (300, 400), (1000, 1000)):
+        case = CASES["causal, aligned to the end"].but(sizes=(keys - queries,), queries=queries, keys=keys)
+        check(chosen(case.but(dtype=torch.bfloat16, head_dim=dims[0], value_dim=dims[1], heads=8), *schedule))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_strides(layout, hopper_gpu):
+    check(chosen(CASES["causal"].but(layout=layout, batch=2, queries=130, keys=130, head_dim=64, value_dim=64)))
+
+
+@pytest.mark.gpu
+def test_what_no_row_sees_may_be_nan(hopper_gpu):
+    q, k, v = (torch.randn(1, 2, s, 128, device="cuda", dtype=torch.bfloat16) for s in (300, 900, 900))
+    for x in (k, v):
+        x[:, :, :331], x[:, :, 777:] = torch.nan, torch.nan
+    spec = AttentionSpec.parse("score: 0.1*s; lo: n0; hi: n1")
+    out = torch.full_like(q, torch.nan)
+    gpu.launch(spec, configure(spec, 128, 128, H100), q, k, v, gpu.operands(spec, [], [331, 777], []), out)
+    inside = [q.cpu(), *(x[:, :, 331:777].cpu() for x in (k, v)), [], [], [], "score: 0.1*s"]
+    truth = reference.attend(*inside)
+    formula = reference.attend(*inside, dtype=q.dtype)
+    assert (out.cpu() - truth).abs().max() <= 2 * (formula - truth).abs().max()
