@@ -64,7 +64,7 @@ def _gluon(spec: AttentionSpec, family: str) -> str:
     entry = body.pop(family)
     flags = {"HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_SINK": spec.sink is not None, "SCALE": _scale(spec)}
     constants = [f"{name} = gl.constexpr({value})" for name, value in flags.items()]
-    constants += _assignments(parts[0]).values()
+    constants += [text for path in parts for name, text in _assignments(path).items() if name not in flags]
     head = "\n".join([_imports(*parts), "", *constants])
     return _header(spec, _docstring(kernel)) + "\n\n\n".join([head, *own, *body.values(), _entry(spec, entry)]) + "\n"
 

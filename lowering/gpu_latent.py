@@ -18,8 +18,10 @@ from . import gpu
 from .checks_latent import PAGE, check_latent_operands
 from .choice import Choice, padded
 from .machine import Machine, machine_of
+from .mla import hopper_launch as hopper
 from .mla.config import Shape, configure
-from .select import DTYPES
+from .mla.hopper_launch import addressable, serves
+from .select import DTYPES, is_dense
 
 MERGED_COLUMNS = 128
 
@@ -60,38 +62,58 @@ def attend_latent(
 
 def choose(spec: AttentionSpec, given: Latents, machine: Machine) -> Choice:
     """The family and configuration for these operands."""
+    shape = shape_of(given)
+    if given.tokens is not None:
+        return configure("tokens", shape, spec.kv_splits, machine)
+    fast = serves(spec, shape.rank, shape.rope, given.latent.dtype, machine) and not is_dense(spec) and addressable(
+        given.q_latent, given.q_rope, given.latent, given.rope)
+    return configure("mla_hopper" if fast else "mla", shape, spec.kv_splits, machine)
+
+
+def shape_of(given: Latents) -> Shape:
+    """What decides the configuration."""
     batch, heads, queries, rank = given.q_latent.shape
     width, itemsize = given.rope.shape[2], given.latent.itemsize
     if given.tokens is None:
-        return configure("mla", Shape(batch, heads * queries, given.keys, rank, width, itemsize), spec.kv_splits, machine)
-    shape = Shape(batch * queries, heads, given.tokens.shape[2], rank, width, itemsize)
-    return configure("tokens", shape, spec.kv_splits, machine)
+        return Shape(batch, heads * queries, given.keys, rank, width, itemsize)
+    return Shape(batch * queries, heads, given.tokens.shape[2], rank, width, itemsize)
 
 
 def launch(spec: AttentionSpec, choice: Choice, given: Latents, operands: list[Any], out: Tensor) -> None:
-    """Runs `choice` into out [B, H, T, R], of any strides."""
+    """Runs `choice` into out [B, H, T, R], of any strides; the Hopper kernel's out has a unit stride in R."""
     batch, heads, queries, rank = given.q_latent.shape
-    splits = choice.kv_splits
+    splits, shape = choice.kv_splits, shape_of(given)
     parts, lse = out, None
     if splits > 1:
         parts = out.new_empty((splits, batch, heads, queries, rank), dtype=torch.float32)
         lse = out.new_empty((splits, batch, heads, queries), dtype=torch.float32)
-    tensors = _with_strides(given.q_latent, given.q_rope, given.latent, given.rope)
-    sizes = [batch, heads, queries, given.keys]
-    items, rows = batch, heads * queries
-    if given.tokens is not None:
-        tensors += _with_strides(given.tokens)
-        sizes.append(given.tokens.shape[2])
-        items, rows = batch * queries, heads
-    pages = _with_strides(given.pages) if given.pages is not None else (None, (0, 0))
+    sizes = [batch, heads, queries, given.keys, *([] if given.tokens is None else [shape.keys]), splits]
     kernel = getattr(gpu.kernel(spec, choice.family), choice.family)
     with torch.cuda.device_of(out):
-        kernel[(splits * -(-rows // choice.block_m) * items,)](
-            *tensors, *pages, parts, out.stride(), lse, *sizes, splits, *operands, **constants(choice, given),
-            num_warps=choice.warps, num_stages=choice.stages,
+        kernel[(splits * -(-shape.rows // choice.block_m) * shape.items,)](
+            *_operands(choice, given), parts, out.stride(), lse, *sizes, *operands, **constants(choice, given),
+            **_options(choice),
         )
         if lse is not None:
             _merge(parts, lse, out)
+
+
+def _operands(choice: Choice, given: Latents) -> list[Any]:
+    """The arguments of a kernel before its output."""
+    queries = _with_strides(given.q_latent, given.q_rope)
+    pages = _with_strides(given.pages) if given.pages is not None else [None, (0, 0)]
+    if choice.family == "mla_hopper":
+        wanted = hopper.tiles(given.q_latent.shape[3], given.rope.shape[2], choice.block_n)
+        latents = [hopper.describe(getattr(given, name), *tile) for name, tile in wanted.items()]
+    else:
+        latents = _with_strides(given.latent, given.rope, *([] if given.tokens is None else [given.tokens]))
+    return [*queries, *latents, *pages]
+
+
+def _options(choice: Choice) -> dict[str, int]:
+    if choice.family == "mla_hopper":
+        return {"num_warps": choice.warps, "maxnreg": hopper.REGISTERS}
+    return {"num_warps": choice.warps, "num_stages": choice.stages}
 
 
 def _merge(parts: Tensor, lse: Tensor, out: Tensor) -> None:
@@ -103,13 +125,15 @@ def _merge(parts: Tensor, lse: Tensor, out: Tensor) -> None:
         parts, lse, out, out.stride(), rows, heads, queries, splits, R=rank, BLOCK_R=block, num_warps=4)
 
 
-def _with_strides(*tensors: Tensor) -> tuple[Any, ...]:
-    return tuple(argument for tensor in tensors for argument in (tensor, tensor.stride()))
+def _with_strides(*tensors: Tensor) -> list[Any]:
+    return [argument for tensor in tensors for argument in (tensor, tensor.stride())]
 
 
 def constants(choice: Choice, given: Latents) -> dict[str, Any]:
-    """The constexpr arguments of both kernels."""
+    """The constexpr arguments of a kernel."""
     rank, width = given.q_latent.shape[3], given.rope.shape[2]
+    if choice.family == "mla_hopper":
+        return hopper.constants(rank, width, choice.block_n, choice.stages, given.pages is not None, choice.kv_splits > 1)
     return {
         "R": rank, "P": width, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n, "BLOCK_R": padded(rank),
         "BLOCK_P": padded(width), "STAGES": choice.stages, "IN_PAGES": given.pages is not None,

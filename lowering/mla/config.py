@@ -1,7 +1,6 @@
 """Tiles of the latent kernels, and into how many parts the keys are divided: by a model of flops, bytes and waves.
 
-Key: rows that share their keys (H * T, or H of chosen tokens), R and P padded, itemsize, the machine. Pruning: what shared memory holds
-(queries, STAGES latent tiles, the weights); 64 rows take Hopper's warpgroup products, whose 64 x 512 float32 sums are half of
+Key: rows that share their keys (H * T, or H of chosen tokens), R and P padded, itemsize, the machine. Pruning: shared memory (queries, STAGES latent tiles, the weights); 64 rows take Hopper's warpgroup products, whose 64 x 512 float32 sums are half of
 the registers; float32 products hold their operands in registers, and take 16 rows and 16 keys.
 
 The model, in us. A program takes START and, for each tile of keys, the longer of its flops and its bytes; programs run in
@@ -27,9 +26,10 @@ MERGED_BYTES = 3.0e6
 START, MERGE_START = 2.0, 3.0
 
 # (block_m, block_n, warps, stages), in order of preference
+_HOPPER = ((64, 32, 4, 4), (64, 16, 4, 4))
 _WARPGROUP = ((64, 32, 8, 2),)
 _FEW_ROWS = ((16, 64, 8, 2), (16, 32, 8, 2), (16, 32, 8, 1), (16, 16, 4, 1))
-_MANY_ROWS = ((32, 32, 8, 2), (32, 32, 8, 1), (16, 32, 8, 1), (16, 16, 4, 1))
+_MANY_ROWS = ((32, 32, 8, 2), (16, 32, 8, 2), (16, 32, 8, 1), (16, 16, 4, 1))
 _FLOAT32 = ((16, 16, 8, 1),)
 
 
@@ -47,8 +47,9 @@ class Shape:
 
 
 def configure(family: str, shape: Shape, kv_splits: int, machine: Machine) -> Choice:
-    """family: mla or tokens; kv_splits: the number of parts, 0 to choose it."""
-    block_m, block_n, warps, stages = next(tile for tile in _tiles(shape, machine) if _fits(shape, tile, machine))
+    """family: mla, mla_hopper or tokens; kv_splits: the number of parts, 0 to choose it."""
+    tiles = _HOPPER if family == "mla_hopper" else _tiles(shape, machine)
+    block_m, block_n, warps, stages = next(tile for tile in tiles if _fits(shape, tile, machine))
     splits = kv_splits or parts(shape, block_m, block_n, machine)
     return Choice(family, block_m, block_n, warps, stages, splits)
 
@@ -65,7 +66,7 @@ def _fits(shape: Shape, tile: tuple[int, int, int, int], machine: Machine) -> bo
     block_m, block_n, _, stages = tile
     width = padded(shape.rank) + padded(shape.rope)
     size = shape.itemsize * ((block_m + stages * block_n) * width + block_m * block_n)
-    return size <= machine.shared_memory or tile in (_MANY_ROWS[-1], _FLOAT32[-1])
+    return size <= machine.shared_memory or tile in (_HOPPER[-1], _MANY_ROWS[-1], _FLOAT32[-1])
 
 
 def parts(shape: Shape, block_m: int, block_n: int, machine: Machine) -> int:
@@ -79,7 +80,8 @@ def _time(shape: Shape, n: int, block_m: int, block_n: int, machine: Machine) ->
     row_tiles = math.ceil(shape.rows / block_m)
     width = padded(shape.rank) + padded(shape.rope)
     rate = FLOPS / (10 if shape.itemsize == 4 else 1)
-    tile = max(2 * block_m * block_n * (width + padded(shape.rank)) / rate, block_n * width * shape.itemsize / row_tiles / BYTES)
+    flops, read = 2 * block_m * block_n * (width + padded(shape.rank)), block_n * width * shape.itemsize
+    tile = max(flops / rate, read / row_tiles / BYTES)
     waves = math.ceil(shape.items * row_tiles * n / machine.processors)
     busy = waves * (START + math.ceil(math.ceil(shape.keys / block_n) / n) * tile)
     moved = shape.items * shape.rows * shape.rank * 8 * n

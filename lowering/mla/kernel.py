@@ -1,4 +1,4 @@
-"""out[b,h,i,:] = sum_j exp(a_j) latent[b,j,:] / sum_j exp(a_j)     a_j = score(q_latent[b,h,i].latent[b,j] + q_rope[b,h,i].rope[b,j])
+"""out[b,h,i,:] = sum_j exp(a_j) latent[b,j,:] / sum_j exp(a_j)    a_j = score(q_latent[b,h,i].latent[b,j] + q_rope[b,h,i].rope[b,j])
 
 Shapes: q_latent [B, H, T, R]; q_rope [B, H, T, P]; latent [B, S, R]; rope [B, S, P]; any strides. With pages [B, S / 64]:
 latent [PAGES, 64, R], rope [PAGES, 64, P]. Row r = h * T + i: one latent serves all heads (multi-query attention).
@@ -14,7 +14,7 @@ FLOPs: 2 (2 R + P) per visible (row, j): with 128 heads in 16 bits 240 a byte, a
 import triton
 import triton.language as tl
 
-from ..hooks import HAS_RESIDUE, HAS_SINK, residue, sink
+from ..hooks import HAS_LO, HAS_RESIDUE, HAS_SINK, residue, sink
 from ..scan import hull, join_sink, nothing, tile_range
 from .tile import load_packed, load_tile, place, store_rows, visit
 
@@ -46,10 +46,14 @@ def mla(q_latent, q_latent_strides, q_rope, q_rope_strides, latent, latent_strid
     acc, m, l = nothing(BLOCK_M, BLOCK_R)
     for j0 in tl.range(first, last, BLOCK_N, num_stages=STAGES):
         j = j0 + tl.arange(0, BLOCK_N)                                                         # [N]
-        visible = (j[None, :] >= lo) & (j[None, :] < hi)
+        visible = j[None, :] < hi
+        if HAS_LO:
+            visible = visible & (j[None, :] >= lo)
         if HAS_RESIDUE:
             visible = visible & residue(b, h, i, j[None, :], env)
-        m_key = (j >= begin) & (j < last)
+        m_key = j < last
+        if HAS_LO:
+            m_key = m_key & (j >= begin)
         block, at = place(pages, pages_strides, b, b * 0 + j0, IN_PAGES)
         b_latent = load_tile(latent, latent_strides, block, at, m_key, BLOCK_N, R, BLOCK_R)
         b_rope = load_tile(rope, rope_strides, block, at, m_key, BLOCK_N, P, BLOCK_P)

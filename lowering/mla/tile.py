@@ -1,7 +1,7 @@
 """s = q_latent latentT + q_rope ropeT,   o += p latent        one row tile against one tile of latents, loaded once
 
-What the dense kernel (`mla/kernel.py`) and the one of chosen tokens (`tokens/kernel.py`) share. A latent tile [N, R] is the left half of K
-and all of V: one load feeds both products, so a key costs (R + P) * itemsize bytes for all H heads.
+What the dense kernel (`mla/kernel.py`) and that of chosen tokens (`tokens/kernel.py`) share. A latent tile [N, R] is both the
+wide part of K and all of V: one load feeds both products, so a key costs (R + P) * itemsize bytes for all H heads.
 """
 
 import triton
