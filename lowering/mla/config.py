@@ -1,6 +1,7 @@
 """Tiles of the latent kernels, and into how many parts the keys are divided: by a model of flops, bytes and waves.
 
-Key: rows that share their keys (H * T, or H of chosen tokens), R and P padded, itemsize, the machine. Pruning: shared memory (queries, STAGES latent tiles, the weights); 64 rows take Hopper's warpgroup products, whose 64 x 512 float32 sums are half of
+Key: rows that share their keys (H * T, or H of chosen tokens), R and P padded, itemsize, the machine. Pruning: shared memory
+(queries, STAGES latent tiles, the weights); 64 rows take Hopper's warpgroup products, whose 64 x 512 float32 sums are half of
 the registers; float32 products hold their operands in registers, and take 16 rows and 16 keys.
 
 The model, in us. A program takes START and, for each tile of keys, the longer of its flops and its bytes; programs run in

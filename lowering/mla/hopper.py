@@ -1,4 +1,4 @@
-"""out[b,h,i,:] = sum_j exp(a_j) latent[b,j,:] / sum_j exp(a_j)    a_j = score(q_latent[b,h,i].latent[b,j] + q_rope[b,h,i].rope[b,j])
+"""out[b,h,i,:] = sum_j exp(a_j) latent[b,j] / sum_j exp(a_j)    a_j = score(q_latent[b,h,i].latent[b,j] + q_rope[b,h,i].rope[b,j])
 
 The kernel of `kernel.py` for Hopper, after FlashMLA (DeepSeek, 2025): 64 rows x 512 float32 sums are half of the registers, so
 two warpgroups own 256 columns each. The first leads: it alone computes scores and weights, keeps its weights in registers, and
@@ -9,9 +9,9 @@ Shapes, parts and lse: as `kernel.py`. q_latent, q_rope, out: unit stride in the
 [B, S, .] or [PAGES, 64, .] in tiles of BLOCK_N x HALF, HALF = BLOCK_R / 2, and BLOCK_N x BLOCK_P.
 Grid: (SPLITS * ceil(H * T / 64) * B,), fixed by shapes. Traffic and FLOPs: as `kernel.py`.
 
-Barriers. A ring of latents has two per slot: `full` (1 arrival, by TMA) and `empty` (one of each warpgroup); messages have `full`
-(by the leader) and `empty` (by the follower). Use n of a ring is slot n % SLOTS, in phase n // SLOTS % 2: who reads waits for
-full at the phase, who writes for empty at the other, which a new barrier lets pass. `ready`: the right half of q is there.
+Barriers. A ring of latents has two per slot: `full` (1 arrival, by TMA) and `empty` (one of each warpgroup); messages have
+`full` (by the leader) and `empty` (by the follower). Use n of a ring is slot n % SLOTS, in phase n // SLOTS % 2: who reads waits
+for full at the phase, who writes for empty at the other, which a new barrier lets pass. `ready`: the right half of q is there.
 """
 
 from triton.experimental import gluon

@@ -1,7 +1,7 @@
-"""out[b,h,i,:] = sum_t exp(a_j) latent[b,j,:] / sum_t exp(a_j)    j = tokens[b,i,t]: only the keys a query has chosen
+"""out[b,h,i,:] = sum_t exp(a_j) latent[b,j] / sum_t exp(a_j)    j = tokens[b,i,t]: only the keys a query has chosen
 
-DeepSeek sparse attention (DeepSeek-V3.2, 2025). a_j as in `mla/kernel.py`; a token outside [0, S), or the hull or residue of the
-spec, is no key. No key comes twice in a row of tokens.
+DeepSeek sparse attention (DeepSeek-V3.2, 2025). a_j as in `mla/kernel.py`; a token outside [0, S), or the spec's hull or
+residue, is no key. No key comes twice in a row of tokens.
 Shapes: q_latent [B, H, T, R]; q_rope [B, H, T, P]; latent [B, S, R]; rope [B, S, P]; tokens [B, T, K]; any strides. With pages
 [B, S / 64]: latent [PAGES, 64, R], rope [PAGES, 64, P]. The rows of a tile are BLOCK_M heads of one query.
 Grid: (SPLITS * ceil(H / BLOCK_M) * T * B,), fixed by shapes; each program takes K / SPLITS tokens in whole tiles. The row tiles
