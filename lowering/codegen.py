@@ -22,7 +22,7 @@ from ..ir import AttentionSpec
 from .errors import LoweringError
 from .printer import Printer, bare
 
-FAMILIES = ("prefill", "decode", "mla", "tokens", "hopper", "mla_hopper")
+FAMILIES = ("prefill", "decode", "mla", "tokens", "hopper", "mla_hopper", "tokens_hopper")
 LOG2E = math.log2(math.e)
 _JIT_END = "])"
 _HERE = Path(__file__).parent
@@ -32,7 +32,9 @@ _BODY = {
 }
 _GLUON = {
     "hopper": ("hopper/tiles.py", "hopper/softmax.py", "hopper/multiply.py", "hopper/kernel.py"),
-    "mla_hopper": ("hopper/tiles.py", "hopper/softmax.py", "mla/warpgroups.py", "mla/hopper.py"),
+    "mla_hopper": ("hopper/tiles.py", "hopper/softmax.py", "mla/warpgroups.py", "mla/consumers.py", "mla/hopper.py"),
+    "tokens_hopper": (
+        "hopper/tiles.py", "hopper/softmax.py", "mla/warpgroups.py", "mla/consumers.py", "tokens/hopper.py"),
 }
 _ROW, _POINT = "b, h, i", "b, h, i, j"
 
@@ -62,7 +64,11 @@ def _gluon(spec: AttentionSpec, family: str) -> str:
     own = [_in_gluon(text) for text in (*helpers, *(hook.text(operands(spec)) for hook in wanted))]
     body = {name: text for path in parts for name, text in _functions(path).items()}
     entry = body.pop(family)
-    flags = {"HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_SINK": spec.sink is not None, "SCALE": _scale(spec)}
+    flags = {
+        "HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_SINK": spec.sink is not None, "SCALE": _scale(spec),
+    }
+    if family != "hopper":
+        flags["CHOSEN"] = family == "tokens_hopper"
     constants = [f"{name} = gl.constexpr({value})" for name, value in flags.items()]
     constants += [text for path in parts for name, text in _assignments(path).items() if name not in flags]
     head = "\n".join([_imports(*parts), "", *constants])

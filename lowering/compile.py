@@ -120,7 +120,7 @@ def compile_latent(
     spec: AttentionSpec, choice: Choice, rank: int, width: int, dtype: torch.dtype, arch: str = DEFAULT_ARCH,
     paged: bool = False,
 ) -> CompiledKernel:
-    """One kernel of attend_latent for one architecture: families mla, mla_hopper and tokens."""
+    """One kernel of attend_latent for one architecture: families mla, tokens, mla_hopper and tokens_hopper."""
     from . import modules
 
     machine_named(arch)
@@ -130,11 +130,12 @@ def compile_latent(
     types = dict.fromkeys(("q_latent", "q_rope", "latent", "rope", "out"), kind)
     types |= {"lse": "*fp32", "pages": "*i32", "chosen": "*i64"} | ({"out": "*fp32"} if in_parts else {})
     registers = 0
-    if choice.family == "mla_hopper":
+    if choice.family in latent.FAMILIES:
         registers, constants = latent.REGISTERS, latent.constants(rank, width, choice.block_n, choice.stages, paged, in_parts)
+    if choice.family == "mla_hopper":
         for name, tile in latent.tiles(rank, width, choice.block_n).items():
             types[name] = f"tensordesc<{kind.removeprefix('*')}{[1, *tile]},{latent.layout(*tile, dtype)!r}>"
-    else:
+    if choice.family not in latent.FAMILIES:
         constants = {
             "R": rank, "P": width, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n, "BLOCK_R": padded(rank),
             "BLOCK_P": padded(width), "STAGES": choice.stages, "IN_PAGES": paged, "IN_PARTS": in_parts, "UPCAST": False,

@@ -63,11 +63,10 @@ def attend_latent(
 def choose(spec: AttentionSpec, given: Latents, machine: Machine) -> Choice:
     """The family and configuration for these operands."""
     shape = shape_of(given)
-    if given.tokens is not None:
-        return configure("tokens", shape, spec.kv_splits, machine)
+    family = "mla" if given.tokens is None else "tokens"
     fast = serves(spec, shape.rank, shape.rope, given.latent.dtype, machine) and not is_dense(spec) and addressable(
         given.q_latent, given.q_rope, given.latent, given.rope)
-    return configure("mla_hopper" if fast else "mla", shape, spec.kv_splits, machine)
+    return configure(f"{family}_hopper" if fast else family, shape, spec.kv_splits, machine)
 
 
 def shape_of(given: Latents) -> Shape:
@@ -111,7 +110,7 @@ def _operands(choice: Choice, given: Latents) -> list[Any]:
 
 
 def _options(choice: Choice) -> dict[str, int]:
-    if choice.family == "mla_hopper":
+    if choice.family in hopper.FAMILIES:
         return {"num_warps": choice.warps, "maxnreg": hopper.REGISTERS}
     return {"num_warps": choice.warps, "num_stages": choice.stages}
 
@@ -132,7 +131,7 @@ def _with_strides(*tensors: Tensor) -> list[Any]:
 def constants(choice: Choice, given: Latents) -> dict[str, Any]:
     """The constexpr arguments of a kernel."""
     rank, width = given.q_latent.shape[3], given.rope.shape[2]
-    if choice.family == "mla_hopper":
+    if choice.family in hopper.FAMILIES:
         return hopper.constants(rank, width, choice.block_n, choice.stages, given.pages is not None, choice.kv_splits > 1)
     return {
         "R": rank, "P": width, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n, "BLOCK_R": padded(rank),

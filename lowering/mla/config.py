@@ -48,8 +48,8 @@ class Shape:
 
 
 def configure(family: str, shape: Shape, kv_splits: int, machine: Machine) -> Choice:
-    """family: mla, mla_hopper or tokens; kv_splits: the number of parts, 0 to choose it."""
-    tiles = _HOPPER if family == "mla_hopper" else _tiles(shape, machine)
+    """family: mla, tokens, mla_hopper or tokens_hopper; kv_splits: the number of parts, 0 to choose it."""
+    tiles = _HOPPER if family.endswith("hopper") else _tiles(shape, machine)
     block_m, block_n, warps, stages = next(tile for tile in tiles if _fits(shape, tile, machine))
     splits = kv_splits or parts(shape, block_m, block_n, machine)
     return Choice(family, block_m, block_n, warps, stages, splits)

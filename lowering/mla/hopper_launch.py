@@ -15,7 +15,7 @@ from ..machine import Machine
 
 REGISTERS = 168
 """Per thread at the start: 12 warps together have 64 K."""
-ROWS = 64
+FAMILIES = ("mla_hopper", "tokens_hopper")
 _RANKS = (128, 256, 512)
 
 

@@ -1,4 +1,4 @@
-"""out[b,h,i,:] = sum_j exp(a_j) latent[b,j] / sum_j exp(a_j)    a_j = score(q_latent[b,h,i].latent[b,j] + q_rope[b,h,i].rope[b,j])
+"""out[b,h,i,:] = sum_j e^a_j latent[b,j] / sum_j e^a_j   a_j = score(q_latent[b,h,i].latent[b,j] + q_rope[b,h,i].rope[b,j])
 
 Shapes: q_latent [B, H, T, R]; q_rope [B, H, T, P]; latent [B, S, R]; rope [B, S, P]; any strides. With pages [B, S / 64]:
 latent [PAGES, 64, R], rope [PAGES, 64, P]. Row r = h * T + i: one latent serves all heads (multi-query attention).

@@ -1,4 +1,4 @@
-"""out[b,h,i,:] = sum_t exp(a_j) latent[b,j] / sum_t exp(a_j)    j = tokens[b,i,t]: only the keys a query has chosen
+"""out[b,h,i,:] = sum_t e^a_j latent[b,j] / sum_t e^a_j    j = tokens[b,i,t]: only the keys a query has chosen
 
 DeepSeek sparse attention (DeepSeek-V3.2, 2025). a_j as in `mla/kernel.py`; a token outside [0, S), or the spec's hull or
 residue, is no key. No key comes twice in a row of tokens.

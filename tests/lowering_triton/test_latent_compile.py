@@ -55,7 +55,8 @@ def test_a_tile_of_latents_is_one_buffer_for_both_products():
     rings = re.findall(r"(%\w+) = ttg.local_alloc : \(\) -> !ttg.memdesc<2x32x512xbf16", ttgir)
     assert len(rings) == 1
     tiles = re.findall(rf"(%\w+) = ttg.memdesc_index {rings[0]}\[%l_\w+\]", ttgir)
-    assert any(re.search(rf"memdesc_trans {tile} ", ttgir) and re.search(rf"warp_group_dot %\w+, {tile},", ttgir) for tile in tiles)
+    turned = [tile for tile in tiles if re.search(rf"memdesc_trans {tile} ", ttgir)]
+    assert turned and all(re.search(rf"warp_group_dot %\w+, {tile},", ttgir) for tile in turned)
 
 
 def hopper(spec=LIVE, **changes):
@@ -87,6 +88,18 @@ def test_the_leader_computes_weights_while_sums_are_running():
 def test_every_hull_compiles(name):
     kernel = hopper(AttentionSpec.parse(CASES[name].spec), dtype=torch.float16)
     assert kernel.name == "mla_hopper" and kernel.source.startswith('"""out[b,h,i,:]') and kernel.spills == 0
+
+
+@pytest.mark.parametrize("batch", [4, 128])
+@pytest.mark.parametrize("paged", [False, True])
+def test_the_hopper_kernel_gathers_chosen_tokens(batch, paged):
+    """16 bytes a thread into the ring; copies done, fenced by all threads, then announced by one."""
+    kernel = compiled("tokens_hopper", "sm_90", batch=batch, paged=paged)
+    assert kernel.spills == 0 and kernel.shared <= H100.shared_memory and kernel.registers * 384 <= 65536
+    assert "wgmma.mma_async" in kernel.ptx and kernel.ptx.count("cp.async.cg.shared.global") == 18
+    after = kernel.ptx.split("cp.async.wait_group \t2;")[1]
+    assert re.findall(r"bar\.sync|fence\.proxy\.async|mbarrier\.arrive", after)[:4] == [
+        "bar.sync", "fence.proxy.async", "bar.sync", "mbarrier.arrive"]
 
 
 @pytest.mark.parametrize("dims", [(512, 128), (256, 64), (128, 16), (384, 24)], ids=str)

@@ -60,8 +60,9 @@ def test_tiles_of_the_hopper_kernel(tile, paged):
         pytest.skip("needs Hopper")
     for name in ("live length", "window", "sinks"):
         for splits in (1, 7):
-            choice = Choice("mla_hopper", 64, tile[0], 4, tile[1], splits)
-            check(CASES[name].but(dtype=torch.bfloat16, **REAL, keys=600, choice=choice, paged=paged))
+            case = CASES[name].but(dtype=torch.bfloat16, **REAL, keys=600, paged=paged)
+            check(case.but(choice=Choice("mla_hopper", 64, tile[0], 4, tile[1], splits)))
+            check(case.but(choice=Choice("tokens_hopper", 64, tile[0], 4, tile[1], splits), chosen=250))
 
 
 def test_a_graph_replays_as_the_sequence_grows():
