@@ -20,7 +20,7 @@ class Choice:
     persistent: bool = False
 
     def __str__(self) -> str:
-        parts = f", {self.kv_splits} parts" if self.family != "prefill" else ""
+        parts = f", {self.kv_splits} parts" if self.family not in ("prefill", "hopper") else ""
         return f"{self.family} {self.block_m}x{self.block_n}, {self.warps} warps, {self.stages} stages{parts}"
 
 
