@@ -64,8 +64,10 @@ def choose(spec: AttentionSpec, given: Latents, machine: Machine) -> Choice:
     """The family and configuration for these operands."""
     shape = shape_of(given)
     family = "mla" if given.tokens is None else "tokens"
-    fast = serves(spec, shape.rank, shape.rope, given.latent.dtype, machine) and not is_dense(spec) and addressable(
-        given.q_latent, given.q_rope, given.latent, given.rope)
+    fast = (
+        serves(spec, shape.rank, shape.rope, given.latent.dtype, machine) and not is_dense(spec)
+        and addressable(given.q_latent, given.q_rope, given.latent, given.rope) and not gpu.interpreted()
+    )
     return configure(f"{family}_hopper" if fast else family, shape, spec.kv_splits, machine)
 
 

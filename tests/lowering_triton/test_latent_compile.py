@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from mla_compiler.ir import AttentionSpec
+from mla_compiler.lowering import gpu_latent
 from mla_compiler.lowering.compile import compile_latent
 from mla_compiler.lowering.machine import MACHINES
 from mla_compiler.lowering.mla.config import Shape, configure
 from mla_compiler.lowering.mla.hopper_launch import serves
 
+from .latents import Case, operands
 from .test_compile import PRODUCT
 from .test_latent import CASES
 
@@ -106,6 +108,15 @@ def test_the_hopper_kernel_gathers_chosen_tokens(batch, paged):
 def test_other_dims(dims):
     kernel = hopper(dims=dims)
     assert kernel.spills == 0 and kernel.shared <= H100.shared_memory
+
+
+@pytest.mark.parametrize("layout, chosen, family", [
+    ("contiguous", 0, "mla_hopper"), ("one buffer", 0, "mla_hopper"), ("strided", 0, "mla"), ("one buffer", 9, "tokens_hopper"),
+    ("strided", 9, "tokens"),
+])
+def test_what_tma_cannot_address_takes_the_plain_kernel(layout, chosen, family):
+    case = Case("score: s", layout=layout, chosen=chosen, rank=512, width=64, batch=2, dtype=torch.bfloat16)
+    assert gpu_latent.choose(LIVE, operands(case)[0], H100).family == family
 
 
 def test_what_the_hopper_kernel_leaves_to_the_plain_one():
