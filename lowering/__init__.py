@@ -30,6 +30,7 @@ def register() -> None:
     LIBRARY.impl("bounds", bounds, "CUDA")
     LIBRARY.impl("sdpa", cpu.sdpa, "CUDA")
     LIBRARY.impl("attend", _gpu_attend, "CUDA")
+    LIBRARY.impl("attend_latent", _gpu_attend_latent, "CUDA")
     LIBRARY.impl("summarize", _gpu_summarize, "CUDA")
     _registered.extend(("CPU", "CUDA"))
 
@@ -60,6 +61,12 @@ def _gpu_attend(*args):
     from .gpu import attend
 
     return attend(*args)
+
+
+def _gpu_attend_latent(*args):
+    from .gpu_latent import attend_latent
+
+    return attend_latent(*args)
 
 
 def _gpu_summarize(mask):

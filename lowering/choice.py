@@ -29,7 +29,7 @@ class Choice:
 
     def __str__(self) -> str:
         tiles = f"{self.family} {self.block_m}x{self.block_n}, {self.warps} warps, {self.stages} stages"
-        if self.family != "decode":
+        if self.family in ("prefill", "hopper"):
             return tiles
         return tiles + (f", {self.programs} programs" if self.programs else f", {self.kv_splits} parts")
 

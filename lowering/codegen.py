@@ -22,20 +22,29 @@ from ..ir import AttentionSpec
 from .errors import LoweringError
 from .printer import Printer, bare
 
-FAMILIES = ("prefill", "decode", "hopper")
+FAMILIES = ("prefill", "decode", "mla", "tokens", "hopper", "mla_hopper", "tokens_hopper")
 LOG2E = math.log2(math.e)
 _JIT_END = "])"
 _HERE = Path(__file__).parent
-_BODY = {"prefill": ("scan.py", "prefill/kernel.py"),
-         "decode": ("scan.py", "decode/balance.py", "decode/merge.py", "decode/kernel.py")}
+_BODY = {
+    "prefill": ("scan.py", "prefill/kernel.py"),
+    "decode": ("scan.py", "decode/balance.py", "decode/merge.py", "decode/kernel.py"),
+    "mla": ("scan.py", "mla/tile.py", "mla/kernel.py"), "tokens": ("scan.py", "mla/tile.py", "tokens/kernel.py"),
+}
+_GLUON = {
+    "hopper": ("hopper/tiles.py", "hopper/softmax.py", "hopper/multiply.py", "hopper/kernel.py"),
+    "mla_hopper": ("hopper/tiles.py", "hopper/softmax.py", "mla/warpgroups.py", "mla/consumers.py", "mla/hopper.py"),
+    "tokens_hopper": (
+        "hopper/tiles.py", "hopper/softmax.py", "mla/warpgroups.py", "mla/consumers.py", "tokens/hopper.py"),
+}
 _ROW, _POINT = "b, h, i", "b, h, i, j"
 
 
 @lru_cache(maxsize=1024)
 def source(spec: AttentionSpec, family: str) -> str:
     """Python text of a module whose kernel is named `family`. LoweringError if an expression has no Triton form."""
-    if family == "hopper":
-        return _hopper(spec)
+    if family in _GLUON:
+        return _gluon(spec, family)
     files = [_HERE / name for name in _BODY[family]]
     used = frozenset().union(*(hook.used for hook in hooks(spec)))
     helpers = [text for name, text in _functions(_HERE / "arithmetic.py").items() if name in used]
@@ -46,19 +55,23 @@ def source(spec: AttentionSpec, family: str) -> str:
         [_flags(spec, files), *helpers, *own, *body.values(), _entry(spec, entry)]) + "\n"
 
 
-def _hopper(spec: AttentionSpec) -> str:
-    """The module of the Gluon kernel: its hooks are the same text, in Gluon's names."""
-    parts = [_HERE / "hopper" / f"{name}.py" for name in ("tiles", "softmax", "multiply", "kernel")]
+def _gluon(spec: AttentionSpec, family: str) -> str:
+    """The module of a Gluon kernel: its hooks are the same text, in Gluon's names."""
+    parts = [_HERE / name for name in _GLUON[family]]
     kernel = parts[-1]
     wanted = [hook for hook in hooks(spec) if hook.name not in ("residue", "tile_class")]
     used = frozenset().union(*(hook.used for hook in wanted))
     helpers = [text for name, text in _functions(_HERE / "arithmetic.py").items() if name in used]
     own = [_in_gluon(text) for text in (*helpers, *(hook.text(operands(spec)) for hook in wanted))]
     body = {name: text for path in parts for name, text in _functions(path).items()}
-    entry = body.pop("hopper")
-    flags = {"HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_SINK": spec.sink is not None, "SCALE": _scale(spec)}
+    entry = body.pop(family)
+    flags = {
+        "HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_SINK": spec.sink is not None, "SCALE": _scale(spec),
+    }
+    if family != "hopper":
+        flags["CHOSEN"] = family == "tokens_hopper"
     constants = [f"{name} = gl.constexpr({value})" for name, value in flags.items()]
-    constants += _assignments(parts[0]).values()
+    constants += [text for path in parts for name, text in _assignments(path).items() if name not in flags]
     head = "\n".join([_imports(*parts), "", *constants])
     return _header(spec, _docstring(kernel)) + "\n\n\n".join([head, *own, *body.values(), _entry(spec, entry)]) + "\n"
 

@@ -19,6 +19,7 @@ from .choice import Choice, padded, padded_value
 from .decode import launch as decode
 from .hopper import launch as hopper
 from .machine import MACHINES, Machine, machine_of
+from .mla import hopper_launch as latent
 from .select import choose, supports
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 DEFAULT_ARCH = "sm_90"
 _DTYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 _ALIGNED = [["tt.divisibility", 16]]
+_STRIDES = {"latent_strides": 3, "rope_strides": 3, "chosen_strides": 3, "pages_strides": 2}
+"""How many, where not 4."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,34 @@ def compile_kernel(
     return record(built, choice.family, arch, str(spec), str(choice), source)
 
 
+def compile_latent(
+    spec: AttentionSpec, choice: Choice, rank: int, width: int, dtype: torch.dtype, arch: str = DEFAULT_ARCH,
+    paged: bool = False,
+) -> CompiledKernel:
+    """One kernel of attend_latent for one architecture: families mla, tokens, mla_hopper and tokens_hopper."""
+    from . import modules
+
+    machine_named(arch)
+    source = codegen.source(spec, choice.family)
+    function = getattr(modules.load(source, choice.family), choice.family)
+    in_parts, kind = choice.kv_splits > 1, _DTYPES[dtype]
+    types = dict.fromkeys(("q_latent", "q_rope", "latent", "rope", "out"), kind)
+    types |= {"lse": "*fp32", "pages": "*i32", "chosen": "*i64"} | ({"out": "*fp32"} if in_parts else {})
+    registers = 0
+    if choice.family in latent.FAMILIES:
+        registers, constants = latent.REGISTERS, latent.constants(rank, width, choice.block_n, choice.stages, paged, in_parts)
+    if choice.family == "mla_hopper":
+        for name, tile in latent.tiles(rank, width, choice.block_n).items():
+            types[name] = f"tensordesc<{kind.removeprefix('*')}{[1, *tile]},{latent.layout(*tile, dtype)!r}>"
+    if choice.family not in latent.FAMILIES:
+        constants = {
+            "R": rank, "P": width, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n, "BLOCK_R": padded(rank),
+            "BLOCK_P": padded(width), "STAGES": choice.stages, "IN_PAGES": paged, "IN_PARTS": in_parts, "UPCAST": False,
+        }
+    built = build(function, types, constants, arch, choice.warps, choice.stages, registers)
+    return record(built, choice.family, arch, str(spec), str(choice), source)
+
+
 def _build_hopper(
     function: Any, group: int, choice: Choice, head_dim: int, value_dim: int, dtype: torch.dtype, arch: str
 ) -> Any:
@@ -142,8 +173,9 @@ def build(
         if name in constants:
             values[at,] = constants[name]
         elif name.endswith("strides"):
-            values[at, 3] = 1
-            attributes.update(dict.fromkeys(((at, dim) for dim in range(3)), _ALIGNED))
+            last = _STRIDES.get(name, 4) - 1
+            values[at, last] = 1
+            attributes.update(dict.fromkeys(((at, dim) for dim in range(last)), _ALIGNED))
         elif signature[name].startswith("*"):
             attributes[at,] = _ALIGNED
     if function.is_gluon():
@@ -162,7 +194,7 @@ def _type(name: str, types: dict[str, str], constants: dict[str, Any]) -> Any:
     if name in types:
         return types[name]
     if name.endswith("strides"):
-        return ("i32", "i32", "i32", "constexpr")
+        return ("i32",) * (_STRIDES.get(name, 4) - 1) + ("constexpr",)
     if re.fullmatch(r"[MTF]\d+", name):
         return {"M": "*u1", "T": "*i64", "F": "*fp32"}[name[0]]
     return "fp32" if re.fullmatch(r"x\d+", name) else "i32"

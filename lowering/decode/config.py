@@ -1,10 +1,10 @@
 """Tiles of the decode kernel, and how the keys are shared out.
 
 Key: the spec's hull and kv_splits, the shape, itemsize, whether each tile evaluates a mask or a bias ("dense"), the machine.
-Pruning: one block a processor, its shared memory full of key tiles on their way. H100, bf16, 32 q and 8 kv heads of 128, K and V
-rotated beyond the L2, one CUDA graph: (64 keys, 6 stages) B=1 2k 11.8 us, 8k 22.0, 32k 55.7, 128k 188; B=16 2k 52, 8k 186, 32k 699
-(3.07 TB/s); B=64 8k 712; 1 of 32k + 15 of 1k 86. 4 stages within 1%; two blocks a processor 2 to 15% slower; 128 keys by 8
-warps 28% slower at B=1 2k and 2% faster at B=16 8k.
+Pruning: one block a processor, its shared memory full of key tiles on their way. H100, bf16, 32 q and 8 kv heads of 128, K and
+V rotated beyond the L2, one CUDA graph: (64 keys, 6 stages) B=1 2k 11.8 us, 8k 22.0, 32k 55.7, 128k 188; B=16 2k 52, 8k 186,
+32k 699 (3.07 TB/s); B=64 8k 712; 1 of 32k + 15 of 1k 86. 4 stages within 3%; two blocks a processor up to 17% slower; 128 keys
+by 8 warps 28% slower at B=1 2k and 2% faster at B=16 8k.
 Registers: 12288 elements of K a tile, 2048 in float32, whose products hold their operands there; a dense tile 2048 logits
 and 4 stages; 8192 elements of out and more are held by 8 warps.
 """

@@ -1,0 +1,142 @@
+"""flashmla::attend_latent on a GPU: choose, generate, launch. Nothing is read back to the host.
+
+The same code runs on CPU tensors under TRITON_INTERPRET=1. Triton is imported at the first call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ir import AttentionSpec
+from ..ops import output_like
+from . import gpu
+from .checks_latent import PAGE, check_latent_operands
+from .choice import Choice, padded
+from .machine import Machine, machine_of
+from .mla import hopper_launch as hopper
+from .mla.config import Shape, configure
+from .mla.hopper_launch import addressable, serves
+from .select import DTYPES, is_dense
+
+MERGED_COLUMNS = 128
+
+
+@dataclass(frozen=True)
+class Latents:
+    """q_latent [B, H, T, R], q_rope [B, H, T, P]; latent, rope [B, S, .] or, with pages [B, S / 64], [PAGES, 64, .];
+    tokens [B, T, K]."""
+
+    q_latent: Tensor
+    q_rope: Tensor
+    latent: Tensor
+    rope: Tensor
+    tokens: Tensor | None = None
+    pages: Tensor | None = None
+
+    @property
+    def keys(self) -> int:
+        """S."""
+        return self.latent.shape[1] if self.pages is None else PAGE * self.pages.shape[1]
+
+
+def attend_latent(
+    q_latent: Tensor, q_rope: Tensor, latent: Tensor, rope: Tensor, tokens: Tensor | None, pages: Tensor | None,
+    tables: Sequence[Tensor], sizes: Sequence[int], scalars: Sequence[float], spec: str,
+) -> Tensor:
+    """The op. OperandError where operands and spec disagree."""
+    check_latent_operands(q_latent, q_rope, latent, rope, tokens, pages, tables, sizes, scalars, spec, DTYPES)
+    meaning = AttentionSpec.parse(spec)
+    given = Latents(q_latent, q_rope, latent, rope, tokens, pages)
+    out = output_like(q_latent, latent, heads_first=False)
+    if out.numel() == 0 or given.keys == 0 or (tokens is not None and tokens.shape[2] == 0):
+        return out.zero_()
+    choice = choose(meaning, given, machine_of(q_latent.device))
+    launch(meaning, choice, given, gpu.operands(meaning, list(tables), list(sizes), list(scalars)), out)
+    return out
+
+
+def choose(spec: AttentionSpec, given: Latents, machine: Machine) -> Choice:
+    """The family and configuration for these operands."""
+    shape = shape_of(given)
+    family = "mla" if given.tokens is None else "tokens"
+    fast = (
+        serves(spec, shape.rank, shape.rope, given.latent.dtype, machine) and not is_dense(spec)
+        and addressable(given.q_latent, given.q_rope, given.latent, given.rope) and not gpu.interpreted()
+    )
+    return configure(f"{family}_hopper" if fast else family, shape, spec.kv_splits, machine)
+
+
+def shape_of(given: Latents) -> Shape:
+    """What decides the configuration."""
+    batch, heads, queries, rank = given.q_latent.shape
+    width, itemsize = given.rope.shape[2], given.latent.itemsize
+    if given.tokens is None:
+        return Shape(batch, heads * queries, given.keys, rank, width, itemsize)
+    return Shape(batch * queries, heads, given.tokens.shape[2], rank, width, itemsize)
+
+
+def launch(spec: AttentionSpec, choice: Choice, given: Latents, operands: list[Any], out: Tensor) -> None:
+    """Runs `choice` into out [B, H, T, R], of any strides; the Hopper kernel's out has a unit stride in R."""
+    batch, heads, queries, rank = given.q_latent.shape
+    splits, shape = choice.kv_splits, shape_of(given)
+    parts, lse = out, None
+    if splits > 1:
+        parts = out.new_empty((splits, batch, heads, queries, rank), dtype=torch.float32)
+        lse = out.new_empty((splits, batch, heads, queries), dtype=torch.float32)
+    sizes = [batch, heads, queries, given.keys, *([] if given.tokens is None else [shape.keys]), splits]
+    kernel = getattr(gpu.kernel(spec, choice.family), choice.family)
+    with torch.cuda.device_of(out):
+        kernel[(splits * -(-shape.rows // choice.block_m) * shape.items,)](
+            *_operands(choice, given), parts, out.stride(), lse, *sizes, *operands, **constants(choice, given),
+            **_options(choice),
+        )
+        if lse is not None:
+            _merge(parts, lse, out)
+
+
+def _operands(choice: Choice, given: Latents) -> list[Any]:
+    """The arguments of a kernel before its output."""
+    queries = _with_strides(given.q_latent, given.q_rope)
+    pages = _with_strides(given.pages) if given.pages is not None else [None, (0, 0)]
+    if choice.family == "mla_hopper":
+        wanted = hopper.tiles(given.q_latent.shape[3], given.rope.shape[2], choice.block_n)
+        latents = [hopper.describe(getattr(given, name), *tile) for name, tile in wanted.items()]
+    else:
+        latents = _with_strides(given.latent, given.rope, *([] if given.tokens is None else [given.tokens]))
+    return [*queries, *latents, *pages]
+
+
+def _options(choice: Choice) -> dict[str, int]:
+    if choice.family in hopper.FAMILIES:
+        return {"num_warps": choice.warps, "maxnreg": hopper.REGISTERS}
+    return {"num_warps": choice.warps, "num_stages": choice.stages}
+
+
+def _merge(parts: Tensor, lse: Tensor, out: Tensor) -> None:
+    from .mla.merge import merge
+
+    splits, batch, heads, queries, rank = parts.shape
+    rows, block = batch * heads * queries, min(MERGED_COLUMNS, padded(rank))
+    merge[(rows * -(-rank // block),)](
+        parts, lse, out, out.stride(), rows, heads, queries, splits, R=rank, BLOCK_R=block, num_warps=4)
+
+
+def _with_strides(*tensors: Tensor) -> list[Any]:
+    return [argument for tensor in tensors for argument in (tensor, tensor.stride())]
+
+
+def constants(choice: Choice, given: Latents) -> dict[str, Any]:
+    """The constexpr arguments of a kernel."""
+    rank, width = given.q_latent.shape[3], given.rope.shape[2]
+    if choice.family in hopper.FAMILIES:
+        return hopper.constants(rank, width, choice.block_n, choice.stages, given.pages is not None, choice.kv_splits > 1)
+    return {
+        "R": rank, "P": width, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n, "BLOCK_R": padded(rank),
+        "BLOCK_P": padded(width), "STAGES": choice.stages, "IN_PAGES": given.pages is not None,
+        "IN_PARTS": choice.kv_splits > 1, "UPCAST": given.latent.dtype == torch.bfloat16 and gpu.interpreted(),
+    }

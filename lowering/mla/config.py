@@ -1,0 +1,89 @@
+"""Tiles of the latent kernels, and into how many parts the keys are divided: by a model of flops, bytes and waves.
+
+Key: rows that share their keys (H * T, or H of chosen tokens), R and P padded, itemsize, the machine. Pruning: shared memory
+(queries, STAGES latent tiles, the weights); 64 rows take Hopper's warpgroup products, whose 64 x 512 float32 sums are half of
+the registers; float32 products hold their operands in registers, and take 16 rows and 16 keys.
+
+The model, in us. A program takes START and, for each tile of keys, the longer of its flops and its bytes; programs run in
+waves; parts are written and read once more, and cost a second launch. A row of a part is 8 * R bytes there and back, as much
+as R / (R + P) of 8 * itemsize keys of it: more parts are soon no gain.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..choice import Choice, padded
+from ..machine import Machine
+
+MAX_PARTS = 128
+FLOPS = 4.0e6
+"""A us, of a processor in 16 bits: FlashMLA's 547 TFLOP/s on the 132 of an H100. float32 without tensor cores has a tenth."""
+BYTES = 2.3e4
+"""A us, of a processor from device memory, all of them reading: 3.0 TB/s over 132."""
+MERGED_BYTES = 3.0e6
+"""A us, of parts written and read: they stay in the second-level cache."""
+START, MERGE_START = 2.0, 3.0
+
+# (block_m, block_n, warps, stages), in order of preference
+_HOPPER = ((64, 32, 4, 4), (64, 16, 4, 4))
+_WARPGROUP = ((64, 32, 8, 2),)
+_FEW_ROWS = ((16, 64, 8, 2), (16, 32, 8, 2), (16, 32, 8, 1), (16, 16, 4, 1))
+_MANY_ROWS = ((32, 32, 8, 2), (16, 32, 8, 2), (16, 32, 8, 1), (16, 16, 4, 1))
+_FLOAT32 = ((16, 16, 8, 1),)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """`items` groups of `rows` queries that share `keys` keys (dense: B of H * T; chosen tokens: B * T of H), of
+    rank R and rope dimensions P; itemsize in bytes."""
+
+    items: int
+    rows: int
+    keys: int
+    rank: int
+    rope: int
+    itemsize: int
+
+
+def configure(family: str, shape: Shape, kv_splits: int, machine: Machine) -> Choice:
+    """family: mla, tokens, mla_hopper or tokens_hopper; kv_splits: the number of parts, 0 to choose it."""
+    tiles = _HOPPER if family.endswith("hopper") else _tiles(shape, machine)
+    block_m, block_n, warps, stages = next(tile for tile in tiles if _fits(shape, tile, machine))
+    splits = kv_splits or parts(shape, block_m, block_n, machine)
+    return Choice(family, block_m, block_n, warps, stages, splits)
+
+
+def _tiles(shape: Shape, machine: Machine) -> tuple[tuple[int, int, int, int], ...]:
+    if shape.itemsize == 4:
+        return _FLOAT32
+    if shape.rows <= 16:
+        return _FEW_ROWS
+    return (*_WARPGROUP, *_MANY_ROWS) if machine.backend == "cuda" and machine.capability[0] >= 9 else _MANY_ROWS
+
+
+def _fits(shape: Shape, tile: tuple[int, int, int, int], machine: Machine) -> bool:
+    block_m, block_n, _, stages = tile
+    width = padded(shape.rank) + padded(shape.rope)
+    size = shape.itemsize * ((block_m + stages * block_n) * width + block_m * block_n)
+    return size <= machine.shared_memory or tile in (_HOPPER[-1], _MANY_ROWS[-1], _FLOAT32[-1])
+
+
+def parts(shape: Shape, block_m: int, block_n: int, machine: Machine) -> int:
+    """The number of parts that the model finds fastest."""
+    most = max(1, min(MAX_PARTS, math.ceil(shape.keys / block_n)))
+    return min(range(1, most + 1), key=lambda n: (_time(shape, n, block_m, block_n, machine), n))
+
+
+def _time(shape: Shape, n: int, block_m: int, block_n: int, machine: Machine) -> float:
+    """us, for n parts."""
+    row_tiles = math.ceil(shape.rows / block_m)
+    width = padded(shape.rank) + padded(shape.rope)
+    rate = FLOPS / (10 if shape.itemsize == 4 else 1)
+    flops, read = 2 * block_m * block_n * (width + padded(shape.rank)), block_n * width * shape.itemsize
+    tile = max(flops / rate, read / row_tiles / BYTES)
+    waves = math.ceil(shape.items * row_tiles * n / machine.processors)
+    busy = waves * (START + math.ceil(math.ceil(shape.keys / block_n) / n) * tile)
+    moved = shape.items * shape.rows * shape.rank * 8 * n
+    return busy + (MERGE_START + moved / MERGED_BYTES if n > 1 else 0.0)
