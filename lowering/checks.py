@@ -23,7 +23,7 @@ def check_operands(
     dtypes: Sequence[torch.dtype] = DTYPES,
 ) -> None:
     """Raises OperandError that names the value and what it should have been."""
-    group, ranks, size_count, scalar_count = _needs(text)
+    group = _needs(text)[0]
     if not q.dim() == k.dim() == v.dim() == 4:
         raise OperandError(f"attend: q, k and v have 4 dimensions; found {q.dim()}, {k.dim()}, {v.dim()}")
     if not q.dtype == k.dtype == v.dtype or q.dtype not in dtypes:
@@ -37,14 +37,22 @@ def check_operands(
     if v.shape[:3] != k.shape[:3]:
         wanted = f"[{', '.join(map(str, k.shape[:3]))}, Dv]"
         raise OperandError(f"attend: with k {list(k.shape)}, v is {wanted}; found {list(v.shape)}")
+    check_spec_operands("attend", tables, sizes, scalars, text)
+
+
+def check_spec_operands(
+    op: str, tables: Sequence[Tensor], sizes: Sequence[int], scalars: Sequence[float], text: str
+) -> None:
+    """Every table, size and scalar the spec names is there."""
+    _, ranks, size_count, scalar_count = _needs(text)
     if len(sizes) < size_count or len(scalars) < scalar_count:
         raise OperandError(
-            f"attend: the spec reads {size_count} sizes and {scalar_count} scalars; found {len(sizes)} and {len(scalars)}"
+            f"{op}: the spec reads {size_count} sizes and {scalar_count} scalars; found {len(sizes)} and {len(scalars)}"
         )
     for at, (name, rank) in ranks.items():
         if at >= len(tables) or tables[at].dim() != rank:
             found = f"{tables[at].dim()}" if at < len(tables) else f"only {len(tables)} tables"
-            raise OperandError(f"attend: table {name} has {rank} dimensions; found {found}")
+            raise OperandError(f"{op}: table {name} has {rank} dimensions; found {found}")
 
 
 def _wanted(q: Tensor, group: int) -> str:

@@ -2,6 +2,7 @@
 
     sdpa       F.scaled_dot_product_attention, kept whole through AOTAutograd until it is understood
     attend     an attention whose meaning is `spec` (ir.AttentionSpec)
+    attend_latent  the same, of heads that share one latent: k = [latent; rope], v = latent
     summarize  of a bool mask: per row the hull of visible keys, per tile whether none, some or all are visible
 """
 
@@ -28,6 +29,11 @@ LIBRARY.define(
 )
 LIBRARY.define(
     "attend(Tensor q, Tensor k, Tensor v, Tensor[] tables, SymInt[] sizes, float[] scalars, str spec) -> Tensor",
+    tags=_FLEXIBLE,
+)
+LIBRARY.define(
+    "attend_latent(Tensor q_latent, Tensor q_rope, Tensor latent, Tensor rope, Tensor? tokens, Tensor? pages, "
+    "Tensor[] tables, SymInt[] sizes, float[] scalars, str spec) -> Tensor",
     tags=_FLEXIBLE,
 )
 LIBRARY.define("summarize(Tensor mask) -> (Tensor, Tensor)", tags=_FLEXIBLE)
@@ -65,6 +71,19 @@ def _attend(
     q: Tensor, k: Tensor, v: Tensor, tables: list[Tensor], sizes: list[int], scalars: list[float], spec: str
 ) -> Tensor:
     return output_like(q, v, AttentionSpec.parse(spec).heads_first)
+
+
+@torch.library.register_fake("flashmla::attend_latent", lib=LIBRARY)
+def _attend_latent(
+    q_latent: Tensor, q_rope: Tensor, latent: Tensor, rope: Tensor, tokens: Tensor | None, pages: Tensor | None,
+    tables: list[Tensor], sizes: list[int], scalars: list[float], spec: str,
+) -> Tensor:
+    """q_latent [B, H, T, R], q_rope [B, H, T, P], latent [B, S, R], rope [B, S, P] -> [B, H, T, R].
+
+    a[b,h,i,j] = score(q_latent[b,h,i] . latent[b,j] + q_rope[b,h,i] . rope[b,j]); out[b,h,i] = sum_j softmax(a)_j latent[b,j].
+    tokens [B, T, K]: row (b, i) sees only keys tokens[b, i, :]. pages [B, S / 64] int32: key j lies at [pages[b, j // 64], j % 64].
+    """
+    return output_like(q_latent, latent, heads_first=False)
 
 
 @torch.library.register_fake("flashmla::summarize", lib=LIBRARY)

@@ -1,0 +1,42 @@
+"""(spec, rank, rope, dtype, device)  =>  whether and which kernel serves flashmla::attend_latent. Imports no Triton."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+
+from ..ir import AttentionSpec, Reason
+
+LARGEST_RANK, LARGEST_ROPE = 512, 128
+"""Of the GPU kernels; the CPU takes any."""
+
+
+def supports_latent(
+    spec: AttentionSpec, rank: int, rope: int, dtype: torch.dtype, device_type: str, tokens: bool
+) -> tuple[Reason, str] | None:
+    """None if a kernel can be written for q_latent [.., rank], q_rope [.., rope], else the reason and what was found."""
+    from .select import supports
+
+    if device_type == "cuda" and importlib.util.find_spec(f"{__package__}.gpu_latent") is None:
+        return Reason.DEVICE, "cuda: no latent kernel"
+    if device_type == "cuda" and (rank > LARGEST_RANK or rope > LARGEST_ROPE):
+        return Reason.HEAD_DIM, f"rank {rank} and rope {rope}, the largest are {LARGEST_RANK} and {LARGEST_ROPE}"
+    return supports(spec, 1, 1, dtype, device_type)
+
+
+def choose_latent(
+    spec: AttentionSpec, q_latent: tuple[int, ...], rope: tuple[int, ...], tokens: int | None, dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[str, str]:
+    """Kernel family and configuration for q_latent [B, H, T, R], rope [B, S, P] and `tokens` keys a query, in words."""
+    if device.type != "cuda":
+        return "cpu", "latent" if tokens is None else "latent, tokens gathered"
+    from .machine import machine_of
+    from .mla.config import Shape, configure
+
+    (batch, heads, queries, rank), (_, keys, width) = q_latent, rope
+    family, items, rows, length = ("mla", batch, heads * queries, keys) if tokens is None else (
+        "tokens", batch * queries, heads, tokens)
+    choice = configure(family, Shape(items, rows, length, rank, width, dtype.itemsize), spec.kv_splits, machine_of(device))
+    return choice.family, str(choice).removeprefix(f"{choice.family} ")
