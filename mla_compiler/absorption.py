@@ -14,6 +14,7 @@ from .passes import absorb_mla, certify, emit, emit_latent, select_tokens
 from .passes.absorb_mla import Latents
 from .passes.build import Builder
 from .passes.fold_operands import build
+from .passes.index_math import plain
 from .passes.select_tokens import Selection
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _take_over(site: Progress, run: Run) -> None:
 def _shape(site: Progress, parts: Latents, selection: Selection | None) -> LatentShape:
     assert site.found is not None and site.grids is not None
     sizes = site.found.sizes
-    tokens = selection.count if selection is not None and selection.tokens is not None else None
+    tokens = plain(selection.count) if selection is not None and selection.tokens is not None else None
     return LatentShape(
         sizes.batch, sizes.heads, sizes.queries, sizes.keys, sympy.Integer(parts.rank), sympy.Integer(parts.rope_size),
         sympy.Integer(parts.nope_size), sizes.value_dim, site.grids[0].dtype.itemsize, tokens,

@@ -17,7 +17,7 @@ from torch.fx import Node
 
 from .. import expr as E
 from ..ir import AttentionSpec
-from .attention import Attention, d
+from .attention import Attention, d, size_of
 from .build import Builder
 from .denote import Evaluator
 from .fold_operands import Grid, build, grid_at
@@ -84,7 +84,7 @@ def _read(site: Attention, condition: sympy.Basic, evaluator: Evaluator) -> Sele
 def _selection(site: Attention, condition: sympy.Basic, at: At, dim: int) -> Selection | None:
     """The indices as they come from topk: distinct along `dim`."""
     evaluator, index = at.evaluator, at.replaced(dim, d)
-    count = at.size(at["index"])[dim]
+    count = size_of(at["index"], dim)
     evaluator.ranges = {**site.sizes.ranges, d: count}
     grids = [grid_at(site, *place, E.i) for place in _trail(evaluator, at["index"], index)]
     evaluator.ranges = site.sizes.ranges
