@@ -39,6 +39,7 @@ class Reason(enum.Enum):
     LATENT = "keys and values are not projected from one latent"
     BIAS = "the projection of the latent adds a bias"
     WEIGHT = "the projection of the latent is no product with a plain weight matrix"
+    ROPE = "no part of the key is the same for all heads"
     FLEX = "flex_attention is already a kernel"
     DISABLED = "disabled by an option"
 

@@ -57,7 +57,7 @@ class Latents:
 
 
 def match(site: Attention, evaluator: Evaluator, dtype: torch.dtype) -> Latents | Rejected | None:
-    """What K and V are made of; None if K has no part that all heads share beside one that they do not: no latent attention."""
+    """What K and V are made of; None where K is no linear map beside a part that all heads share: no latent attention."""
     sizes = site.sizes
     if not all(size.is_Integer for size in (sizes.heads, sizes.head_dim, sizes.value_dim)) or sizes.heads == 1:
         return None
@@ -65,7 +65,7 @@ def match(site: Attention, evaluator: Evaluator, dtype: torch.dtype) -> Latents 
     keys = reader.parts(site.k, int(sizes.head_dim))
     shared = [part for part in keys if reader.is_shared(part)]
     own = [part for part in keys if part not in shared]
-    if not shared or not own:
+    if not own or not shared and operator_name(own[0].node) not in _PRODUCTS:
         return None
     if len(shared) > 1:
         return Rejected(site.anchor.name, Reason.LATENT, f"{len(shared)} parts of the key that all heads share")
@@ -73,24 +73,26 @@ def match(site: Attention, evaluator: Evaluator, dtype: torch.dtype) -> Latents 
     found = [reader.linear(part) for part in (*own, *values)]
     for each in found:
         if isinstance(each, Rejected):
-            return each
-    return _joined(site, reader, shared[0], found, len(own))  # type: ignore[arg-type]
+            return each if shared else None
+    return _joined(site, reader, shared, found, len(own))  # type: ignore[arg-type]
 
 
 def _joined(
-    site: Attention, reader: _Reader, shared: Part, found: list[tuple[Linear, list[Grid]]], keys: int
-) -> Latents | Rejected:
-    """All linear maps of one latent, in one dtype."""
+    site: Attention, reader: _Reader, shared: list[Part], found: list[tuple[Linear, list[Grid]]], keys: int
+) -> Latents | Rejected | None:
+    """All linear maps of one latent, in one dtype, and the one part that is shared."""
     common = [grid for grid in found[0][1] if all(grid in grids for _, grids in found)]
-    ropes = [grid for grid in reader.grids(shared) if "h" not in grid.axes]
+    if not shared:
+        return Rejected(site.anchor.name, Reason.ROPE, common[-1].node.name) if common else None
+    ropes = [grid for grid in reader.grids(shared[0]) if "h" not in grid.axes]
     if not common:
         return Rejected(site.anchor.name, Reason.LATENT, ", ".join(sorted({grids[-1].node.name for _, grids in found})))
     if not ropes:
-        return Rejected(site.anchor.name, Reason.DTYPE, f"{shared.node.name} is {shared.node.meta['val'].dtype}")
+        return Rejected(site.anchor.name, Reason.DTYPE, f"{shared[0].node.name} is not {reader.dtype}")
     maps = tuple(linear for linear, _ in found)
     latent = common[-1]
     rank = int(latent.node.meta["val"].shape[latent.axes["d"].dim])
-    return Latents(latent, rank, maps[:keys], maps[keys:], ropes[-1], shared.start, shared.size)
+    return Latents(latent, rank, maps[:keys], maps[keys:], ropes[-1], shared[0].start, shared[0].size)
 
 
 class _Reader(Reader):

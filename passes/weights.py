@@ -47,7 +47,7 @@ def match(node: Node, index: tuple[sympy.Basic, ...], heads: int, size: int, ran
     extents = {"h": heads, "d": size, "r": rank}
     selects, splits, axes = [], [], {}
     at = 0
-    for dim, entry in enumerate(index):
+    for dim, entry in enumerate(_with_channel(index) if size == 1 else index):
         if entry.is_Integer:
             selects.append((dim, int(entry)))
             continue
@@ -64,9 +64,21 @@ def match(node: Node, index: tuple[sympy.Basic, ...], heads: int, size: int, ran
             at += 1
         if inner and names[1][1] + extents[names[1][0]] > inner:
             return None  # channels of a head run into the next
+    if size == 1 and "d" not in axes:
+        axes["d"] = Axis(at, 0, 1)  # past the last: it is made
     if axes.keys() != extents.keys():
         return None
     return Weight(node, tuple(selects), tuple(splits), (axes["h"], axes["d"], axes["r"]))
+
+
+def _with_channel(index: tuple[sympy.Basic, ...]) -> list[sympy.Basic]:
+    """Where a part is one channel wide, d = 0 may have gone from the index: it is put back beside a constant, or within a head."""
+    entries = list(index)
+    for wanted in (lambda e: e.is_Integer, lambda e: e.coeff(E.h, 1) != 1 and e.has(E.h)):
+        for dim, entry in enumerate(entries):
+            if not any(e.has(d) for e in entries) and wanted(entry):
+                entries[dim] = entry + d
+    return entries
 
 
 def _axes_of(entry: sympy.Basic, size: object) -> tuple[list[tuple[str, int]], int] | None:
@@ -95,6 +107,8 @@ def build(weight: Weight, builder: Builder) -> Node:
     for dim, inner in weight.splits:
         shape = list(node.meta["val"].shape)
         node = builder.call(aten.view.default, node, [*shape[:dim], shape[dim] // inner, inner, *shape[dim + 1:]])
+    if max(axis.dim for axis in weight.axes) == node.meta["val"].dim():
+        node = builder.call(aten.unsqueeze.default, node, -1)
     for axis in weight.axes:
         if axis.start or node.meta["val"].shape[axis.dim] != axis.extent:
             node = builder.call(aten.slice.Tensor, node, axis.dim, axis.start, axis.start + axis.extent)

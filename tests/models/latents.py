@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 import transformers as hf
 from transformers import PreTrainedModel
 
+from mla_compiler.ir import Site
+
 CAUSAL = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 99,
     "intermediate_size": 48, "max_position_embeddings": 128, "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0,
@@ -60,3 +62,14 @@ def builder(name: str) -> Callable[[], PreTrainedModel]:
 
 
 NAMES = tuple(name for name, (prefix, _) in SIZES.items() if hasattr(hf, f"{prefix}Config"))
+
+
+def sites(name: str) -> int:
+    """Attentions with a softmax in the two layers."""
+    return 1 if name == "kimi_linear" else 2
+
+
+def assert_by_cost(found: list[Site], decode: bool) -> None:
+    """A decode step is over the latents, whatever the length; a prompt that is seen once is expanded."""
+    form = "absorbed, cheaper" if decode else "expanded, dearer"
+    assert found and all(site.latent.startswith(form) for site in found), [site.latent for site in found]

@@ -27,6 +27,8 @@ def test_forward(name: str, scenario_name: str) -> None:
         with Float64():
             truth = scenario.run(exact, exact)
     seen.assert_each_graph(scenario.sites(architecture), left(name, scenario_name))
+    if name in latents.NAMES:
+        latents.assert_by_cost(seen.sites, scenario.decode)
     assert_within_twice(found, eager, truth)
     forward.assert_settled(scenario.settled)
 
@@ -38,4 +40,6 @@ def test_generate(name: str, cache: str) -> None:
         text, steps = getattr(generate, f"generate_{cache}")(subject)
     assert torch.equal(text, generate.generate_eager(subject, cache))
     seen.assert_each_graph(ARCHITECTURES[name].decode_sites, left(name, f"generate_{cache}"))
+    if name in latents.NAMES:
+        latents.assert_by_cost([site for site in seen.sites if ", 1, 12]" in site.shape], decode=True)
     steps.assert_settled(3)
