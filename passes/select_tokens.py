@@ -86,9 +86,10 @@ def _selection(site: Attention, condition: sympy.Basic, at: At, dim: int) -> Sel
     evaluator, index = at.evaluator, at.replaced(dim, d)
     count = size_of(at["index"], dim)
     evaluator.ranges = {**site.sizes.ranges, d: count}
-    grids = [grid_at(site, *place, E.i) for place in _trail(evaluator, at["index"], index)]
+    places = list(_trail(evaluator, at["index"], index))
+    grids = [grid for place in places if (grid := grid_at(site, *place, E.i)) is not None]
     evaluator.ranges = site.sizes.ranges
-    if grids[-1] is None or not _is_distinct(grids[-1], evaluator):
+    if not grids or not _is_distinct(*places[-1], evaluator):
         return None
     everything = sympy.expand(count - site.sizes.keys) == 0
     return Selection(condition, None if everything else grids[-1], count)
@@ -104,10 +105,10 @@ def _trail(evaluator: Evaluator, node: Node, index: tuple[sympy.Basic, ...]) -> 
         place = (source, place[1]) if wide else step(evaluator, *place)  # type: ignore[assignment]
 
 
-def _is_distinct(grid: Grid, evaluator: Evaluator) -> bool:
-    """Whether the channels are indices of one row of a topk or a sort."""
-    chosen = grid.node.args[0] if operator_name(grid.node) == "getitem" else None
-    if not isinstance(chosen, Node) or operator_name(chosen) not in ("topk", "sort") or grid.node.args[1] != 1:
+def _is_distinct(node: Node, index: tuple[sympy.Basic, ...], evaluator: Evaluator) -> bool:
+    """Whether node[index], along d, are indices of one row of a topk or a sort."""
+    chosen = node.args[0] if operator_name(node) == "getitem" else None
+    if not isinstance(chosen, Node) or operator_name(chosen) not in ("topk", "sort") or node.args[1] != 1:
         return False
-    dim = evaluator.arguments(chosen)["dim"] % grid.node.meta["val"].dim()
-    return dim == grid.axes["d"].dim
+    dim = evaluator.arguments(chosen)["dim"] % len(index)
+    return (index[dim] - d).is_Integer and not any(x.has(d) for k, x in enumerate(index) if k != dim)
