@@ -1,4 +1,4 @@
-"""Latent attention on its way through the pipeline: what K and V are made of, which form is cheaper, what is put in the graph."""
+"""Latent attention in the pipeline: what K and V are made of, which form is cheaper, what is put in the graph."""
 
 from __future__ import annotations
 
@@ -47,8 +47,9 @@ class Latent:
         """`absorbed, cheaper: rank 512 + rope 64`, `expanded, dearer: ...`, `expanded: the projection adds a bias`."""
         if isinstance(self.parts, Rejected):
             return f"expanded: {self.parts}"
-        chosen = f", {self.selection.count} tokens a query" if self.selection and self.selection.tokens and self.absorbed else ""
         form = "absorbed" if self.absorbed else "expanded"
+        sparse = self.absorbed and self.selection is not None and self.selection.tokens is not None
+        chosen = f", {self.selection.count} tokens a query" if sparse and self.selection is not None else ""
         return f"{form}, {self.decision.why}: rank {self.parts.rank} + rope {self.parts.rope_size}{chosen}"
 
 

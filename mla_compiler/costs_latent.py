@@ -1,9 +1,9 @@
-"""absorb or expand?  cost = FLOPs + BALANCE * bytes, as polynomials in B, T, S (H heads, rank R, rope P, Dn, Dv; N keys a query)
+"""absorb or expand?  cost = FLOPs + BALANCE * bytes, polynomials in B, T, S (H heads, rank R, rope P, channels Dn and Dv)
 
-    expand   2 B S R H (Dn + Dv)  +  2 B H T N (Dn + P + Dv)        K and V [B, H, S, .] written and read
-    absorb   2 B T R H (Dn + Dv)  +  2 B H T M (2 R + P)            the latents read; q and out [B, H, T, R] written and read
+    expand   2 B S R H (Dn + Dv)  +  2 B H T S (Dn + P + Dv)    K and V [B, H, S, .] written and read
+    absorb   2 B T R H (Dn + Dv)  +  2 B H T M (2 R + P)        the latents read; q and out [B, H, T, R] written and read
 
-N is S as written; M is S, or the K tokens chosen for each query. The bytes of weights are the same on both sides. The choice for
+M is S, or the K tokens chosen for each query. The bytes of weights are the same on both sides. The choice for
 sizes that are symbolic is proved where it can be: every coefficient of the difference at least + t, t >= 0, has one sign.
 """
 
@@ -24,7 +24,7 @@ _STARTS = (4, 8, 16, 32)
 
 @dataclass(frozen=True)
 class LatentShape:
-    """Sizes of one latent attention; batch, queries, keys and tokens may be symbolic. `tokens`: keys chosen a query, or None."""
+    """Sizes of one latent attention; batch, queries, keys and tokens may be symbolic. `tokens`: keys chosen for a query."""
 
     batch: sympy.Basic
     heads: sympy.Basic

@@ -199,8 +199,8 @@ def emit_all(run: Run) -> None:
 
 
 PASSES: tuple[tuple[str, Callable[[Run], None]], ...] = (
-    ("find", find), ("specify", specify_all), ("fold", fold), ("absorb", absorb), ("support", support), ("summarize", summarize),
-    ("emit", emit_all),
+    ("find", find), ("specify", specify_all), ("fold", fold), ("absorb", absorb), ("support", support),
+    ("summarize", summarize), ("emit", emit_all),
 )
 WRITERS = ("summarize", "emit")
 

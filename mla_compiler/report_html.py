@@ -34,7 +34,8 @@ def page(report: Report) -> str:
 
 def _row(site: Site) -> str:
     fused = site.status == "fused"
-    meaning = _code(site.predicate or "every key") + "".join(map(_small, (site.hull, site.latent, certificate(site)))) if fused else escape(site.reason)
+    notes = "".join(map(_small, (site.hull, site.latent, certificate(site))))
+    meaning = _code(site.predicate or "every key") + notes if fused else escape(site.reason)
     cells = [
         str(site.index), escape(site.layer or site.name) + _small(site.source),
         f'<span class="{"fused" if fused else "left"}">{escape(site.status)}</span>', meaning, _code(site.score),

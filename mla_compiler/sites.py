@@ -58,10 +58,11 @@ def _attended(site: Progress, run: Run) -> tuple[Costs, str, str]:
 def _absorbed(site: Progress, run: Run) -> tuple[Costs, str, str]:
     """The same of flashmla::attend_latent: before, K and V are made for every head."""
     assert site.attend is not None and site.spec is not None and site.latent is not None and site.latent.shape is not None
-    q_latent, q_rope, latent, rope, tokens = site.attend.args[:5]
-    shapes = [tuple(map(hint, node.meta["val"].shape)) for node in (q_latent, rope)]
+    q_latent, _, _, rope, tokens = site.attend.args[:5]
+    q_shape, rope_shape = (tuple(map(hint, node.meta["val"].shape)) for node in (q_latent, rope))
     chosen = None if tokens is None else hint(tokens.meta["val"].shape[2])
-    kernel, config = run.lowering.choose_latent(site.spec, *shapes, chosen, _value(site).dtype, _value(site).device)
+    value = _value(site)
+    kernel, config = run.lowering.choose_latent(site.spec, q_shape, rope_shape, chosen, value.dtype, value.device)
     sizes = {f"n{at}": hint(size) for at, size in enumerate(site.attend.args[7])}
     return latent_costs(site.latent.shape, site.spec, run.hints(), sizes), kernel, config
 

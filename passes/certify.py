@@ -1,7 +1,7 @@
 """max |absorbed - expanded| / max |expanded|, both computed from the graph itself on random numbers: the certificate
 
 Both forms take the same random q, latent, rope and weights (normal; weights divided by sqrt(R)), and the same softmax of
-q·k / sqrt(D) without a mask: what is compared is how K, V and q were read, and every view and product that was put in the graph.
+q·k / sqrt(D) without a mask: what is compared is how K, V and q were read, and every view and product put in the graph.
 Symbolic sizes are the sizes at hand. Costs one expanded attention, on the device of the graph.
 """
 
@@ -22,7 +22,7 @@ def probe(q: Node, k: Node, v: Node, done: Emitted) -> float:
     """The greatest difference of the two forms, relative to the greatest output. q, k, v [B, H, T or S, D] as written."""
     with unset_fake_temporarily(), torch.no_grad():
         values = _Values(done)
-        expanded = _attend(*(values.of(node) for node in (q, k, v)), q.meta["val"].shape[-1])
+        expanded = _attend(values.of(q), values.of(k), values.of(v), q.meta["val"].shape[-1])
         q_latent, q_rope, latent, rope = (values.of(node) for node in done.attend.args[:4])  # type: ignore[arg-type]
         queries, keys = torch.cat([q_latent, q_rope], -1), torch.cat([latent, rope], -1)[:, None]
         values.known[done.attend] = _attend(queries, keys, latent[:, None], q.meta["val"].shape[-1])

@@ -82,7 +82,7 @@ def _with_channel(index: tuple[sympy.Basic, ...]) -> list[sympy.Basic]:
 
 
 def _axes_of(entry: sympy.Basic, size: object) -> tuple[list[tuple[str, int]], int] | None:
-    """One dimension: its axes with their starts, outermost first, and the extent of the inner one, 0 if there is one only."""
+    """One dimension: its axes with their starts, outermost first, and the extent of the inner one, 0 without one."""
     symbols = sorted(entry.free_symbols & _NAMES.keys(), key=str)
     slopes = {symbol: entry.coeff(symbol, 1) for symbol in symbols}
     start = sympy.expand(entry - sum(slope * symbol for symbol, slope in slopes.items()))

@@ -1,4 +1,4 @@
-"""Whatever the spelling, attention over a latent is read and absorbed; what it computes lies within the bound of its docstring."""
+"""Whatever the spelling, attention over a latent is absorbed; what it computes lies within the bound of absorb_mla."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ LATENT = torch.ops.flashmla.attend_latent.default
 
 def sizes() -> st.SearchStrategy[Sizes]:
     few = st.integers(2, 5)
-    return st.builds(Sizes, batch=st.integers(1, 3), heads=few, queries=st.integers(1, 4), keys=st.integers(2, 9), rank=st.integers(2, 9),
-                     rope=few, nope=few, value=st.integers(2, 7))
+    return st.builds(Sizes, batch=st.integers(1, 3), heads=few, queries=st.integers(1, 4), keys=st.integers(2, 9),
+                     rank=st.integers(2, 9), rope=few, nope=few, value=st.integers(2, 7))
 
 
 spellings = st.builds(Spelling, *(st.sampled_from(sorted(table)) for table in (PROJECTIONS, ORDERS, JOINS, SOURCES)))
