@@ -64,7 +64,7 @@ def _gpu_attend(*args):
 
 
 def _gpu_attend_latent(*args):
-    from .gpu_latent import attend_latent
+    from .gpu_latent import attend_latent  # type: ignore[import-not-found]
 
     return attend_latent(*args)
 

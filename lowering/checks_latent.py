@@ -50,7 +50,8 @@ def _kinds(given: dict[str, Tensor], dtypes: Sequence[torch.dtype]) -> None:
         found = ", ".join(str(x.dtype) for x in given.values())
         raise OperandError(f"attend_latent: {names} have one dtype of {known}; found {found}")
     if any(x.device != device for x in given.values()):
-        raise OperandError(f"attend_latent: {names} are on one device; found {', '.join(str(x.device) for x in given.values())}")
+        found = ", ".join(str(x.device) for x in given.values())
+        raise OperandError(f"attend_latent: {names} are on one device; found {found}")
 
 
 def _shapes(given: dict[str, Tensor], pages: Tensor | None) -> None:

@@ -32,11 +32,12 @@ def choose_latent(
     """Kernel family and configuration for q_latent [B, H, T, R], rope [B, S, P] and `tokens` keys a query, in words."""
     if device.type != "cuda":
         return "cpu", "latent" if tokens is None else "latent, tokens gathered"
+    from . import gpu_latent  # type: ignore[attr-defined]
     from .machine import machine_of
-    from .mla.config import Shape, configure
 
-    (batch, heads, queries, rank), (_, keys, width) = q_latent, rope
-    family, items, rows, length = ("mla", batch, heads * queries, keys) if tokens is None else (
-        "tokens", batch * queries, heads, tokens)
-    choice = configure(family, Shape(items, rows, length, rank, width, dtype.itemsize), spec.kv_splits, machine_of(device))
+    (batch, _, queries, _), (_, keys, width) = q_latent, rope
+    shapes = [q_latent, (*q_latent[:3], width), (batch, keys, q_latent[3]), rope]
+    given = [torch.empty(shape, dtype=dtype, device="meta") for shape in shapes]
+    chosen = None if tokens is None else torch.empty(batch, queries, tokens, dtype=torch.int64, device="meta")
+    choice = gpu_latent.choose(spec, gpu_latent.Latents(*given, chosen), machine_of(device))
     return choice.family, str(choice).removeprefix(f"{choice.family} ")

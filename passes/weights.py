@@ -72,7 +72,7 @@ def match(node: Node, index: tuple[sympy.Basic, ...], heads: int, size: int, ran
 
 
 def _with_channel(index: tuple[sympy.Basic, ...]) -> list[sympy.Basic]:
-    """Where a part is one channel wide, d = 0 may have gone from the index: it is put back beside a constant, or within a head."""
+    """One dimension: its axes with their starts, outermost first, and the extent of the inner one, 0 without one."""
     entries = list(index)
     for wanted in (lambda e: e.is_Integer, lambda e: e.coeff(E.h, 1) != 1 and e.has(E.h)):
         for dim, entry in enumerate(entries):
@@ -82,7 +82,7 @@ def _with_channel(index: tuple[sympy.Basic, ...]) -> list[sympy.Basic]:
 
 
 def _axes_of(entry: sympy.Basic, size: object) -> tuple[list[tuple[str, int]], int] | None:
-    """One dimension: its axes with their starts, outermost first, and the extent of the inner one, 0 without one."""
+    """One dimension: its axes with their starts, outermost first, the extent of the inner one, 0 without."""
     symbols = sorted(entry.free_symbols & _NAMES.keys(), key=str)
     slopes = {symbol: entry.coeff(symbol, 1) for symbol in symbols}
     start = sympy.expand(entry - sum(slope * symbol for symbol, slope in slopes.items()))
