@@ -3,6 +3,7 @@
     register()            what flashmla::* do, per device
     supports(spec, ...)   why there is no kernel, or None
     choose(spec, ...)     which kernel, in words
+    supports_latent, choose_latent   the same of flashmla::attend_latent
 """
 
 if __name__ == "lowering":
@@ -12,10 +13,11 @@ import torch
 
 from ..ir import AttentionSpec, Reason
 from ..ops import LIBRARY
-from . import cpu
+from . import cpu, cpu_latent
 from .bounds import bounds
+from .select_latent import choose_latent, supports_latent
 
-__all__ = ["choose", "register", "supports"]
+__all__ = ["choose", "choose_latent", "register", "supports", "supports_latent"]
 
 _registered: list[str] = []
 
@@ -30,6 +32,7 @@ def register() -> None:
     LIBRARY.impl("bounds", bounds, "CUDA")
     LIBRARY.impl("sdpa", cpu.sdpa, "CUDA")
     LIBRARY.impl("attend", _gpu_attend, "CUDA")
+    LIBRARY.impl("attend_latent", cpu_latent.attend_latent, "CPU")
     LIBRARY.impl("attend_latent", _gpu_attend_latent, "CUDA")
     LIBRARY.impl("summarize", _gpu_summarize, "CUDA")
     _registered.extend(("CPU", "CUDA"))

@@ -15,7 +15,6 @@ from .checks import DTYPES, check_spec_operands
 
 PAGE = 64
 """Tokens of a page of latents."""
-LARGEST_RANK, LARGEST_ROPE = 512, 128
 _INTEGERS = (torch.int32, torch.int64)
 
 
@@ -61,8 +60,8 @@ def _shapes(given: dict[str, Tensor], pages: Tensor | None) -> None:
     if [len(shape) for shape in found] != [4, 4, 3, 3]:
         raise OperandError(f"attend_latent: q_latent and q_rope have 4 dimensions, latent and rope 3; found {found}")
     rank, width = q_latent[3], q_rope[3]
-    if not 1 <= rank <= LARGEST_RANK or not 1 <= width <= LARGEST_ROPE:
-        raise OperandError(f"attend_latent: R is 1 to {LARGEST_RANK}, P 1 to {LARGEST_ROPE}; found {rank} and {width}")
+    if rank < 1 or width < 1:
+        raise OperandError(f"attend_latent: R and P are 1 or more; found {rank} and {width}")
     first = [latent[0], PAGE] if pages is not None else [q_latent[0], latent[1]]
     if q_rope[:3] != q_latent[:3] or latent != [*first, rank] or rope != [*first, width]:
         lead = f"PAGES, {PAGE}" if pages is not None else f"{q_latent[0]}, S"

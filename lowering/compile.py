@@ -57,12 +57,14 @@ class CompiledKernel:
 
 
 def kernels_of_sites(sites: Iterable[Site], arch: str | None = None) -> list[CompiledKernel]:
-    """The kernels of fused sites, each once; a site fused on the CPU that no GPU kernel serves has none.
+    """The kernels of flashmla::attend of fused sites, each once; a site fused on the CPU that no GPU kernel serves has none.
 
     OptionError for an unknown `arch`; default: this GPU's, else sm_90.
     """
     wanted = {}
     for site in sites:
+        if site.latent.startswith("absorbed"):
+            continue
         q, k, v = shapes_of(site.shape)
         wanted[site.spec, q[3], v[3], site.dtype, q[1:3] == (q[1], 1)] = (q, k[2])
     found = {}

@@ -21,7 +21,8 @@ from .machine import Machine, machine_of
 from .mla import hopper_launch as hopper
 from .mla.config import Shape, configure
 from .mla.hopper_launch import addressable, serves
-from .select import DTYPES, is_dense
+from .prefill.config import room
+from .select import DTYPES
 
 MERGED_COLUMNS = 128
 
@@ -65,7 +66,7 @@ def choose(spec: AttentionSpec, given: Latents, machine: Machine) -> Choice:
     shape = shape_of(given)
     family = "mla" if given.tokens is None else "tokens"
     fast = (
-        serves(spec, shape.rank, shape.rope, given.latent.dtype, machine) and not is_dense(spec)
+        serves(spec, shape.rank, shape.rope, given.latent.dtype, machine) and room(spec) == (128, 128)
         and addressable(given.q_latent, given.q_rope, given.latent, given.rope) and not gpu.interpreted()
     )
     return configure(f"{family}_hopper" if fast else family, shape, spec.kv_splits, machine)

@@ -79,9 +79,9 @@ def visible_keys(lo: sympy.Basic, hi: sympy.Basic, T: int, S: int, sizes: tuple[
     return total, max(last - first, 0)
 
 
-def shape_text(q: Sequence[object], k: Sequence[object], v: Sequence[object]) -> str:
+def shape_text(names: Sequence[str], shapes: Sequence[Sequence[object]]) -> str:
     """`q [1, 9, 64, 64], k [1, 3, 64, 64], v [1, 3, 64, 64]`: the text of Site.shape."""
-    return ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in (("q", q), ("k", k), ("v", v)))
+    return ", ".join(f"{name} [{', '.join(map(str, shape))}]" for name, shape in zip(names, shapes, strict=True))
 
 
 def _parts(bound: sympy.Basic, kind: Any) -> list[sympy.Basic]:

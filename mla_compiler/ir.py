@@ -36,6 +36,10 @@ class Reason(enum.Enum):
     OPERANDS = "the operands of q.k or p.v could not be read"
     SHARED = "the attention weights are used elsewhere"
     MUTATED = "an operand is written between its definition and its use"
+    LATENT = "keys and values are not projected from one latent"
+    BIAS = "the projection of the latent adds a bias"
+    WEIGHT = "the projection of the latent is no product with a plain weight matrix"
+    ROPE = "no part of the key is the same for all heads"
     FLEX = "flex_attention is already a kernel"
     DISABLED = "disabled by an option"
 
@@ -124,7 +128,11 @@ class AttentionSpec:
 
 @dataclass(frozen=True)
 class Site:
-    """One attention in one compiled graph, and what became of it. Bytes and FLOPs are estimates from shapes alone."""
+    """One attention in one compiled graph, and what became of it. Bytes and FLOPs are estimates from shapes alone.
+
+    latent       of multi-head latent attention: `absorbed, ...` or `expanded, ...`, and why
+    certificate  greatest difference of the two forms on random numbers, relative to the greatest output; -1: not asked
+    """
 
     index: int
     name: str
@@ -146,3 +154,5 @@ class Site:
     flops_after: int = 0
     bytes_before: int = 0
     bytes_after: int = 0
+    latent: str = ""
+    certificate: float = -1.0

@@ -23,6 +23,8 @@ ENV_PREFIX = "FLASHMLA_"
 OTHER_VARIABLES = ("FLASHMLA_CACHE",)
 """Variables that are not options: FLASHMLA_CACHE is where the examples keep converted weights."""
 
+ABSORB = ("auto", "always", "never")
+
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
@@ -34,6 +36,8 @@ class Options:
     exclude    regular expression: layers whose name it is found in are left as they are
     strict     raise StrictError if any attention is left
     kv_splits  parts into which the key range is divided and merged exactly; 0: the lowering chooses
+    absorb     multi-head latent attention over the latent itself: auto, by cost; always; never
+    certificate  compute both forms of what is absorbed on random numbers while compiling; the report tells how they differ
     verify     check the graph between passes
     debug      0 silent; 1 print each report; 2 also the time of each pass; 3 also the graph before and after;
                4 also the graph after each pass
@@ -43,6 +47,8 @@ class Options:
     exclude: str = ""
     strict: bool = False
     kv_splits: int = 0
+    absorb: str = "auto"
+    certificate: bool = False
     verify: bool = True
     debug: int = 0
 
@@ -51,6 +57,9 @@ class Options:
             _check_type(PREFIX + field.name, getattr(self, field.name), type(field.default))
         _check_range("kv_splits", self.kv_splits, 0, 1024)
         _check_range("debug", self.debug, 0, 4)
+        if self.absorb not in ABSORB:
+            raise OptionError(f"flashmla.absorb={self.absorb!r} is unknown{_nearest(self.absorb, ABSORB)}",
+                              f"it is one of {', '.join(ABSORB)}")
         try:
             re.compile(self.exclude)
         except re.error as error:

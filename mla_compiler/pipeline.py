@@ -1,6 +1,6 @@
 """functional graph  =>  the same graph with flashmla::attend where attention was understood
 
-    find ▸ specify ▸ fold ▸ support ▸ summarize ▸ emit
+    find ▸ specify ▸ fold ▸ absorb ▸ support ▸ summarize ▸ emit
 
 Each pass takes the sites that are still in the running and either advances or rejects each of them; the graph is checked
 after every pass that writes to it.
@@ -18,6 +18,7 @@ import sympy
 import torch
 from torch.fx import Graph, Node
 
+from .absorption import Latent, absorb, emit_absorbed
 from .errors import VerifyError
 from .ir import AttentionSpec, Reason, Rejected, Site
 from .options import Options
@@ -27,7 +28,7 @@ from .passes.build import Builder
 from .passes.denote import Evaluator
 from .passes.fold_operands import Grid
 from .passes.summarize_masks import Summary
-from .sites import describe, layer_of
+from .sites import describe, hint, layer_of
 
 
 class Lowering(Protocol):
@@ -38,9 +39,20 @@ class Lowering(Protocol):
     ) -> tuple[Reason, str] | None:
         """Why there is no kernel, as reason and what was found; None if there is one."""
 
+    def supports_latent(
+        self, spec: AttentionSpec, rank: int, rope: int, dtype: torch.dtype, device_type: str, tokens: bool
+    ) -> tuple[Reason, str] | None:
+        """The same of attention over a latent."""
+
     def choose(self, spec: AttentionSpec, q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], dtype: torch.dtype,
                device: torch.device) -> tuple[str, str]:
         """Kernel family and configuration, as text."""
+
+    def choose_latent(
+        self, spec: AttentionSpec, q_latent: tuple[int, ...], rope: tuple[int, ...], tokens: int | None, dtype: torch.dtype,
+        device: torch.device,
+    ) -> tuple[str, str]:
+        """The same of attention over a latent; rope [B, S, P]; `tokens` chosen for each query."""
 
 
 @dataclass
@@ -54,6 +66,7 @@ class Progress:
     raised: AttentionSpec | None = None
     spec: AttentionSpec | None = None
     grids: tuple[Grid, Grid, Grid] | None = None
+    latent: Latent | None = None
     attend: Node | None = None
     rejected: Rejected | None = None
 
@@ -88,6 +101,14 @@ class Run:
         self.evaluator.ranges = site.found.sizes.ranges
         return site.found
 
+    def hints(self) -> dict[sympy.Basic, int]:
+        """The sizes at hand, of every symbol that stands alone."""
+        sizes = [
+            size for value in (node.meta.get("val") for node in self.graph.nodes)
+            for size in (value.shape if isinstance(value, torch.Tensor) else [value]) if isinstance(size, torch.SymInt)
+        ]
+        return {size.node.expr: hint(size) for size in sizes if size.node.expr.is_Symbol}
+
     def moved(self, anchor: Node, out: Node) -> None:
         """`out` has the anchor's value now: attention over the output of attention, or masked by it, reads that."""
         leaves = self.evaluator.leaves
@@ -95,6 +116,8 @@ class Run:
         for site in self.advance():
             if site.grids is not None:
                 site.grids = tuple(replace(g, node=out) if g.node is anchor else g for g in site.grids)  # type: ignore
+            if site.latent is not None:
+                site.latent.moved(anchor, out)
 
 
 def find(run: Run) -> None:
@@ -141,6 +164,8 @@ def support(run: Run) -> None:
         if 0 in (sizes.batch, sizes.heads, sizes.queries, sizes.keys, sizes.head_dim, sizes.value_dim):
             site.reject(Reason.EMPTY)
             continue
+        if site.latent is not None and site.latent.absorbed:
+            continue
         spec = emit.named(site.spec, run.evaluator).spec
         refused = run.lowering.supports(spec, int(sizes.head_dim), int(sizes.value_dim), q.dtype, q.device.type)
         if refused:
@@ -166,15 +191,18 @@ def emit_all(run: Run) -> None:
         except LookupError as error:
             site.reject(Reason.MASK, str(error))
             continue
-        site.attend, out = emit.rewrite(found, site.grids, given, builder)
+        if site.latent is not None and site.latent.absorbed:
+            out = emit_absorbed(site, run, given, builder)
+        else:
+            site.attend, out = emit.rewrite(found, site.grids, given, builder)
         site.spec = given.spec
         run.moved(site.anchor, out)
     run.graph.eliminate_dead_code()
 
 
 PASSES: tuple[tuple[str, Callable[[Run], None]], ...] = (
-    ("find", find), ("specify", specify_all), ("fold", fold), ("support", support), ("summarize", summarize),
-    ("emit", emit_all),
+    ("find", find), ("specify", specify_all), ("fold", fold), ("absorb", absorb), ("support", support),
+    ("summarize", summarize), ("emit", emit_all),
 )
 WRITERS = ("summarize", "emit")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from .report_table import change, facts, headline
+from .report_table import certificate, change, facts, headline
 
 if TYPE_CHECKING:
     from .ir import Site
@@ -34,7 +34,8 @@ def page(report: Report) -> str:
 
 def _row(site: Site) -> str:
     fused = site.status == "fused"
-    meaning = _code(site.predicate or "every key") + _small(site.hull) if fused else escape(site.reason)
+    notes = "".join(map(_small, (site.hull, site.latent, certificate(site))))
+    meaning = _code(site.predicate or "every key") + notes if fused else escape(site.reason)
     cells = [
         str(site.index), escape(site.layer or site.name) + _small(site.source),
         f'<span class="{"fused" if fused else "left"}">{escape(site.status)}</span>', meaning, _code(site.score),

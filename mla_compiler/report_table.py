@@ -170,7 +170,12 @@ def _meaning(site: Site) -> Text:
         return Text(site.reason, style="yellow")
     shared = f"{site.group} query heads share a KV head" if site.group > 1 else ""
     return _lines(f"sees {site.predicate or 'every key'}", site.hull and f"hull {site.hull}",
-                  site.score and f"score {site.score}", dim=[shared])
+                  site.score and f"score {site.score}", site.latent, certificate(site), dim=[shared])
+
+
+def certificate(site: Site) -> str:
+    """`both forms within 2.1e-07 on random numbers`, if it was asked for."""
+    return f"both forms within {site.certificate:.1e} on random numbers" if site.certificate >= 0 else ""
 
 
 def _kernel(site: Site) -> Text:

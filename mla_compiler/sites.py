@@ -10,12 +10,14 @@ import torch
 from torch.fx import Node
 
 from . import expr as E
-from .costs import estimate, shape_text
+from .costs import Costs, estimate, shape_text
+from .costs_latent import latent_costs
 from .ir import Site
 
 if TYPE_CHECKING:
     from .pipeline import Progress, Run
 
+_LATENT_NAMES = ("q_latent", "q_rope", "latent", "rope")
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
 
 
@@ -25,9 +27,24 @@ def describe(index: int, site: Progress, run: Run) -> Site:
     place: dict[str, Any] = {"index": index, "name": site.name, **where}
     if site.rejected is not None:
         return Site(**place, reason=str(site.rejected), **_operand_facts(site))
+    latent = _latent_facts(site)
     assert site.attend is not None and site.spec is not None and site.found is not None
     spec = site.spec
     assert site.raised is not None
+    costs, kernel, config = (_absorbed if site.latent and site.latent.absorbed else _attended)(site, run)
+    return Site(
+        **place, status="fused", predicate=_named(site.predicate, run), score=_named(site.raised.score, run),
+        hull=_hull(site, run),
+        group=spec.group, kernel=kernel, config=config, spec=str(spec),
+        flops_before=costs.flops_before, flops_after=costs.flops_after, bytes_before=costs.bytes_before,
+        bytes_after=costs.bytes_after, **_operand_facts(site), **latent,
+    )
+
+
+def _attended(site: Progress, run: Run) -> tuple[Costs, str, str]:
+    """Costs, kernel and configuration of flashmla::attend."""
+    assert site.attend is not None and site.spec is not None and site.found is not None
+    spec = site.spec
     q, k, v = (tuple(map(hint, node.meta["val"].shape)) for node in site.attend.args[:3])
     kernel, config = run.lowering.choose(spec, q, k, v, _value(site).dtype, _value(site).device)
     costs = estimate(
@@ -35,13 +52,23 @@ def describe(index: int, site: Progress, run: Run) -> Site:
         mask_bytes=_bytes(site.found.mask_node), repeated=spec.group > 1, score_passes=6 if site.found.handwritten else 0,
         sizes={f"n{at}": hint(size) for at, size in enumerate(site.attend.args[4])},
     )
-    return Site(
-        **place, status="fused", predicate=_named(site.predicate, run), score=_named(site.raised.score, run),
-        hull=_hull(site, run),
-        group=spec.group, kernel=kernel, config=config, spec=str(spec),
-        flops_before=costs.flops_before, flops_after=costs.flops_after, bytes_before=costs.bytes_before,
-        bytes_after=costs.bytes_after, **_operand_facts(site),
-    )
+    return costs, kernel, config
+
+
+def _absorbed(site: Progress, run: Run) -> tuple[Costs, str, str]:
+    """The same of flashmla::attend_latent: before, K and V are made for every head."""
+    assert site.attend is not None and site.spec is not None and site.latent is not None and site.latent.shape is not None
+    q_latent, _, _, rope, tokens = site.attend.args[:5]
+    q_shape, rope_shape = (tuple(map(hint, node.meta["val"].shape)) for node in (q_latent, rope))
+    chosen = None if tokens is None else hint(tokens.meta["val"].shape[2])
+    value = _value(site)
+    kernel, config = run.lowering.choose_latent(site.spec, q_shape, rope_shape, chosen, value.dtype, value.device)
+    sizes = {f"n{at}": hint(size) for at, size in enumerate(site.attend.args[7])}
+    return latent_costs(site.latent.shape, site.spec, run.hints(), sizes), kernel, config
+
+
+def _latent_facts(site: Progress) -> dict[str, Any]:
+    return {} if site.latent is None else {"latent": site.latent.text(), "certificate": site.latent.certificate}
 
 
 def source_of(node: Node) -> str:
@@ -73,9 +100,10 @@ def _value(site: Progress) -> torch.Tensor:
 
 def _operand_facts(site: Progress) -> dict[str, Any]:
     node = site.attend or site.anchor
-    args = [arg.meta["val"] for arg in node.args[:3] if isinstance(arg, Node)]
+    names = _LATENT_NAMES if node.target is torch.ops.flashmla.attend_latent.default else ("q", "k", "v")
+    args = [arg.meta["val"] for arg in node.args[:len(names)] if isinstance(arg, Node)]
     facts = {"dtype": str(args[0].dtype).removeprefix("torch."), "device": str(args[0].device)} if args else {}
-    return {**facts, "shape": shape_text(*(tuple(arg.shape) for arg in args))} if len(args) == 3 else facts
+    return {**facts, "shape": shape_text(names, [tuple(arg.shape) for arg in args])} if len(args) == len(names) else facts
 
 
 def _hull(site: Progress, run: Run) -> str:

@@ -22,13 +22,13 @@ class Builder:
         self.graph = graph
         self.anchor = anchor
 
-    def call(self, target: Callable[..., Any], *args: Any) -> Node:
+    def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
         """One call_function node; its value is what the operator's fake returns."""
         with self.graph.inserting_before(self.anchor):
-            node = self.graph.call_function(target, args)
+            node = self.graph.call_function(target, args, kwargs)
         values = map_arg(args, lambda n: n.meta["val"])
         with self.anchor.meta["val"].fake_mode:
-            node.meta["val"] = target(*values)
+            node.meta["val"] = target(*values, **kwargs)
         for key in ("stack_trace", "nn_module_stack", "original_aten"):
             if key in self.anchor.meta:
                 node.meta[key] = self.anchor.meta[key]

@@ -69,7 +69,7 @@ class Evaluator:
         self._states: dict[frozenset[tuple[Expr, Expr]], _State] = {}
         self._state: _State | None = None
         self._sizes: dict[fx.Node, tuple[Expr, ...]] = {}
-        self._least: dict[Expr, Expr] = {}
+        self.least: dict[Expr, Expr] = {}
         self._arguments: dict[fx.Node, dict[str, Any]] = {}
         self._weights: dict[fx.Node, int] = {}
 
@@ -162,7 +162,7 @@ class Evaluator:
     def _state_of_ranges(self) -> _State:
         key = frozenset(self.ranges.items())
         if key not in self._states:
-            self._states[key] = _State(IndexMath(dict(self.ranges), self._least))
+            self._states[key] = _State(IndexMath(dict(self.ranges), self.least))
         return self._states[key]
 
     def size(self, node: fx.Node) -> tuple[Expr, ...]:
@@ -180,7 +180,7 @@ class Evaluator:
         known = getattr(value.node.shape_env, "var_to_range", {})
         for symbol in value.node.expr.free_symbols:
             if symbol in known and known[symbol].lower.is_Integer:
-                self._least[symbol] = known[symbol].lower
+                self.least[symbol] = known[symbol].lower
         return plain(value.node.expr)
 
     def scalar(self, value: Any) -> Expr | None:

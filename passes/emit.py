@@ -99,12 +99,12 @@ def rewrite(
         torch.ops.flashmla.attend.default, q, k, v, list(given.tables), list(given.sizes), list(given.scalars),
         str(given.spec),
     )
-    out = _like_anchor(attend, site, builder)
+    out = like_anchor(attend, site, builder)
     site.anchor.replace_all_uses_with(out, propagate_meta=False)
     return attend, out
 
 
-def _like_anchor(out: Node, site: Attention, builder: Builder) -> Node:
+def like_anchor(out: Node, site: Attention, builder: Builder) -> Node:
     """[B, H, T, Dv] as the anchor has it: merged or transposed as in p.v, and in its dtype."""
     was = site.anchor.meta["val"]
     if not site.handwritten:

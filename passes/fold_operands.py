@@ -81,11 +81,15 @@ def _last(grids: list[Grid], group: int) -> Grid:
 
 def _grids(site: Attention, operand: Operand, row: sympy.Symbol, evaluator: Evaluator) -> Iterator[Grid]:
     """Every node up the chain that holds the operand as a grid, nearest first."""
-    heads, rows = site.sizes.heads, site.sizes.ranges[row]
     for node, index in peel(evaluator, operand.node, operand.index):
-        grid = _grid(node, index, row, rows, heads)
+        grid = grid_at(site, node, index, row)
         if grid is not None:
             yield grid
+
+
+def grid_at(site: Attention, node: Node, index: tuple[sympy.Basic, ...], row: sympy.Symbol) -> Grid | None:
+    """node[index] as a grid; None if it stands on none."""
+    return _grid(node, index, row, site.sizes.ranges[row], site.sizes.heads)
 
 
 def _grid(

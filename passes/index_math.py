@@ -61,6 +61,8 @@ class IndexMath(Relations):
     @staticmethod
     def _divide(a: Expr, c: Expr) -> tuple[Expr, Expr]:
         """quotient, rest: a = c * quotient + rest; the quotient collects the terms that c divides."""
+        if isinstance(c, sympy.Add):
+            return _divided_by_sum(sympy.expand(a), c)
         quotient, rest = sympy.Integer(0), sympy.Integer(0)
         for term in sympy.Add.make_args(sympy.expand(a)):
             ratio = term / c
@@ -88,3 +90,13 @@ def _is_whole(ratio: Expr) -> bool:
     return coefficient.is_Integer and all(
         f.is_integer and (not f.is_Pow or f.exp.is_Integer and f.exp > 0) for f in factors
     )
+
+
+def _divided_by_sum(a: Expr, c: Expr) -> tuple[Expr, Expr]:
+    """b*n + b + j by n + 1: b, rest j. Polynomial division in the first symbol of c, if the quotient is whole."""
+    n = min(c.free_symbols, key=str)
+    if a.is_polynomial(n) and c.is_polynomial(n):
+        quotient, rest = map(sympy.expand, sympy.div(a, c, n))
+        if quotient.is_integer and rest.is_integer:
+            return quotient, rest
+    return sympy.Integer(0), a

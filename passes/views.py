@@ -11,14 +11,14 @@ from torch.fx import Node
 from .denote import VIEWS, Evaluator
 from .rules import At, operator_name
 
-_CASTS = ("_to_copy", "convert_element_type")
+CASTS = ("_to_copy", "convert_element_type")
 
 Place = tuple[Node, tuple[sympy.Basic, ...]]
 
 
 def is_layout(node: Node) -> bool:
     """Whether the operator only moves, copies or casts elements."""
-    return operator_name(node) in VIEWS or operator_name(node) in _CASTS
+    return operator_name(node) in VIEWS or operator_name(node) in CASTS
 
 
 def peel(evaluator: Evaluator, node: Node, index: Sequence[sympy.Basic]) -> Iterator[Place]:
@@ -26,12 +26,13 @@ def peel(evaluator: Evaluator, node: Node, index: Sequence[sympy.Basic]) -> Iter
     place: Place | None = (node, evaluator.canonical(node, index))
     while place is not None:
         yield place
-        place = _step(evaluator, *place)
+        place = step(evaluator, *place)
 
 
-def _step(evaluator: Evaluator, node: Node, index: tuple[sympy.Basic, ...]) -> Place | None:
+def step(evaluator: Evaluator, node: Node, index: tuple[sympy.Basic, ...]) -> Place | None:
+    """One place upstream; None where the element is computed."""
     name = operator_name(node)
-    if name in _CASTS:
+    if name in CASTS:
         source: object = node.args[0]
         moved: Sequence[sympy.Basic] | None = index
         if not all(isinstance(x, Node) and x.meta["val"].dtype.is_floating_point for x in (source, node)):

@@ -78,5 +78,6 @@ def test_decode_with_a_window_reads_the_window():
 
 
 def test_shape_text():
-    assert costs.shape_text((1, 9, 5, 64), (1, 3, 5, 64), (1, 3, 5, 32)) == "q [1, 9, 5, 64], k [1, 3, 5, 64], v [1, 3, 5, 32]"
-    assert costs.shape_text((sympy.Symbol("s0"), 1), (2,), (3,)) == "q [s0, 1], k [2], v [3]"
+    shapes = [(1, 9, 5, 64), (1, 3, 5, 64), (1, 3, 5, 32)]
+    assert costs.shape_text("qkv", shapes) == "q [1, 9, 5, 64], k [1, 3, 5, 64], v [1, 3, 5, 32]"
+    assert costs.shape_text("qkv", [(sympy.Symbol("s0"), 1), (2,), (3,)]) == "q [s0, 1], k [2], v [3]"

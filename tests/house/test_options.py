@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from mla_compiler.errors import OptionError, StrictError
 from mla_compiler.ir import Site
-from mla_compiler.options import Options, names
+from mla_compiler.options import ABSORB, Options, names
 
 NONE: dict[str, str] = {}
 FIELDS = {field.name: field for field in dataclasses.fields(Options)}
 VALUES = {bool: st.booleans(), int: st.integers(0, 4), str: st.from_regex(r"[a-z.0-9]{0,12}", fullmatch=True)}
+CHOICES = {"absorb": st.sampled_from(ABSORB)}
 ANYTHING = st.one_of(st.booleans(), st.integers(), st.text(), st.floats(), st.none(), st.lists(st.integers()))
 
 
@@ -80,7 +81,7 @@ def test_a_value_is_taken_whole_or_refused(name, value):
         ours, theirs = split({f"flashmla.{name}": value})
     except OptionError as error:
         assert f"flashmla.{name}" in str(error)
-        assert type(value) is not expected or expected is int or name == "exclude"
+        assert type(value) is not expected or expected is int or name in ("exclude", "absorb")
     else:
         assert type(value) is expected
         assert getattr(ours, name) == value
@@ -90,7 +91,7 @@ def test_a_value_is_taken_whole_or_refused(name, value):
 @given(st.data())
 def test_variables_say_the_same_as_options(data):
     chosen = data.draw(st.sets(st.sampled_from(sorted(FIELDS))))
-    values = {name: data.draw(VALUES[type(FIELDS[name].default)]) for name in chosen}
+    values = {name: data.draw(CHOICES.get(name, VALUES[type(FIELDS[name].default)])) for name in chosen}
     environ = {f"FLASHMLA_{name.upper()}": str(value) for name, value in values.items()}
     assert Options.from_env(environ) == Options(**values) == split({f"flashmla.{k}": v for k, v in values.items()})[0]
 
@@ -98,6 +99,11 @@ def test_variables_say_the_same_as_options(data):
 def test_an_option_overrides_its_variable():
     environ = {"FLASHMLA_KV_SPLITS": "8", "FLASHMLA_STRICT": "on"}
     assert split({"flashmla.kv_splits": 2}, environ=environ)[0] == Options(kv_splits=2, strict=True)
+
+
+def test_absorb_is_one_of_three():
+    with pytest.raises(OptionError, match="did you mean 'always'(?s:.*)one of auto, always, never"):
+        split({"flashmla.absorb": "alway"})
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ import torch
 import transformers as hf
 from transformers import PreTrainedModel
 
+from tests.models import latents
+
 VOCABULARY = 99
 WINDOW = 8
 _SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": VOCABULARY}
@@ -79,14 +81,6 @@ def _clip() -> PreTrainedModel:
     return hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
 
 
-def _deepseek() -> Callable[[], PreTrainedModel]:
-    return _causal(
-        hf.DeepseekV3Config, num_key_value_heads=4, q_lora_rank=16, kv_lora_rank=12, qk_rope_head_dim=4,
-        qk_nope_head_dim=8, v_head_dim=6, n_routed_experts=4, num_experts_per_tok=2, n_group=2, topk_group=1,
-        moe_intermediate_size=16, first_k_dense_replace=1, n_shared_experts=1,
-    )
-
-
 def _gpt_oss() -> Callable[[], PreTrainedModel]:
     return _causal(
         hf.GptOssConfig, head_dim=8, num_local_experts=4, num_experts_per_tok=2, intermediate_size=16,
@@ -132,7 +126,8 @@ ARCHITECTURES = {a.name: a for a in (
     Architecture("falcon_rope", "decoder", _causal(
         hf.FalconConfig, alibi=False, new_decoder_architecture=True, num_kv_heads=2)),
     Architecture("opt", "decoder", _causal(hf.OPTConfig, ffn_dim=48, word_embed_proj_dim=32), positions=False),
-    Architecture("deepseek_v3", "decoder", _deepseek()),
+    *(Architecture(name, "decoder", latents.builder(name), sites=latents.sites(name), decode_sites=latents.sites(name))
+      for name in latents.NAMES if name not in latents.BREAKS),
     Architecture("bert", "encoder", _bert, caches=()),
     Architecture("t5", "encoder_decoder", _t5, sites=6, decode_sites=4),
     Architecture("whisper", "encoder_decoder", _whisper, sites=6, decode_sites=4),
@@ -144,7 +139,7 @@ ARCHITECTURES = {a.name: a for a in (
 def model(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The same weights each time, drawn in float32 and rounded to `dtype`; in eval mode."""
     torch.manual_seed(0)
-    built = ARCHITECTURES[name].build().eval()
+    built = (ARCHITECTURES[name].build if name in ARCHITECTURES else latents.builder(name))().eval()
     with torch.no_grad():
         for weight_name, weight in built.named_parameters():
             _draw(weight_name, weight)

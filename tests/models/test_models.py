@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.harness import Float64, Steps, assert_within_twice, compiled, watching
-from tests.models import generate
+from tests.models import generate, latents
 from tests.models.architectures import ARCHITECTURES, model
 from tests.models.expected import left, needs_newer
 from tests.models.scenarios import scenarios
@@ -27,6 +27,8 @@ def test_forward(name: str, scenario_name: str) -> None:
         with Float64():
             truth = scenario.run(exact, exact)
     seen.assert_each_graph(scenario.sites(architecture), left(name, scenario_name))
+    if name in latents.NAMES:
+        latents.assert_by_cost(seen.sites)
     assert_within_twice(found, eager, truth)
     forward.assert_settled(scenario.settled)
 
@@ -38,4 +40,6 @@ def test_generate(name: str, cache: str) -> None:
         text, steps = getattr(generate, f"generate_{cache}")(subject)
     assert torch.equal(text, generate.generate_eager(subject, cache))
     seen.assert_each_graph(ARCHITECTURES[name].decode_sites, left(name, f"generate_{cache}"))
+    if name in latents.NAMES:
+        latents.assert_by_cost(seen.sites)
     steps.assert_settled(3)

@@ -1,0 +1,45 @@
+"""out = softmax(score(q_latent cᵀ + q_rope ropeᵀ) where visible and chosen) c: the truth of attend_latent, in float64
+
+k = [c ; rope] and v = c are shared by all heads; pages are gathered, tokens become a dense mask. `dtype` below float64 gives
+the same formula in the working dtype, which sets the tolerance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ...ir import AttentionSpec
+from ..reference import logits
+
+
+def paged(x: Tensor, pages: Tensor) -> Tensor:
+    """[PAGES, 64, n] by pages [B, N] -> [B, 64 * N, n]"""
+    return x[pages.long()].flatten(1, 2)
+
+
+def chosen(tokens: Tensor, keys: int) -> Tensor:
+    """tokens [B, T, K] -> bool [B, 1, T, S]: the keys that a row names. Entries outside [0, S) name none."""
+    at = torch.arange(keys, device=tokens.device)
+    return (tokens[..., None] == at).any(-2)[:, None]
+
+
+def attend_latent(
+    q_latent: Tensor, q_rope: Tensor, latent: Tensor, rope: Tensor, tokens: Tensor | None, pages: Tensor | None,
+    tables: Sequence[Tensor], sizes: Sequence[int], scalars: Sequence[float], text: str, dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """q_latent [B, H, T, R], q_rope [B, H, T, P], latent [B, S, R], rope [B, S, P] -> [B, H, T, R], contiguous, of `dtype`."""
+    if pages is not None:
+        latent, rope = paged(latent, pages), paged(rope, pages)
+    spec = replace(AttentionSpec.parse(text), group=q_latent.shape[1])
+    q, k = torch.cat([q_latent, q_rope], -1).to(dtype), torch.cat([latent, rope], -1).to(dtype)[:, None]
+    a, sink = logits(q, k, tables, sizes, scalars, spec)
+    if tokens is not None:
+        a = a.masked_fill(~chosen(tokens, k.shape[2]), -torch.inf)
+    a = torch.cat([a, sink], -1)
+    p = (a - a.amax(-1, keepdim=True).clamp(min=torch.finfo(a.dtype).min)).exp()
+    total = p.sum(-1, keepdim=True)
+    return torch.where(total == 0, 0, p / total)[..., :-1].to(dtype) @ latent.to(dtype)[:, None]

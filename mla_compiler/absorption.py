@@ -1,0 +1,118 @@
+"""Latent attention in the pipeline: what K and V are made of, which form is cheaper, what is put in the graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import sympy
+from torch.fx import Node
+
+from .costs_latent import Decision, LatentShape, decide
+from .ir import Rejected
+from .passes import absorb_mla, certify, emit, emit_latent, select_tokens
+from .passes.absorb_mla import Latents
+from .passes.build import Builder
+from .passes.fold_operands import build
+from .passes.index_math import plain
+from .passes.select_tokens import Selection
+
+if TYPE_CHECKING:
+    from .pipeline import Progress, Run
+
+_FORCED = {"always": Decision(True, "flashmla.absorb='always'"), "never": Decision(False, "flashmla.absorb='never'")}
+
+
+@dataclass
+class Latent:
+    """What is known of a latent attention: its parts or why they could not be read; the tokens chosen; the decision."""
+
+    parts: Latents | Rejected
+    decision: Decision
+    selection: Selection | None = None
+    shape: LatentShape | None = None
+    certificate: float = -1.0
+
+    @property
+    def absorbed(self) -> bool:
+        return self.decision.absorb
+
+    def moved(self, anchor: Node, out: Node) -> None:
+        """`out` has the anchor's value now."""
+        if isinstance(self.parts, Latents):
+            latent, rope = (replace(g, node=out) if g.node is anchor else g for g in (self.parts.latent, self.parts.rope))
+            self.parts = replace(self.parts, latent=latent, rope=rope)
+
+    def text(self) -> str:
+        """`absorbed, cheaper: rank 512 + rope 64`, `expanded, dearer: ...`, `expanded: the projection adds a bias`."""
+        if isinstance(self.parts, Rejected):
+            return f"expanded: {self.parts}"
+        form = "absorbed" if self.absorbed else "expanded"
+        sparse = self.absorbed and self.selection is not None and self.selection.tokens is not None
+        chosen = f", {self.selection.count} tokens a query" if sparse and self.selection is not None else ""
+        return f"{form}, {self.decision.why}: rank {self.parts.rank} + rope {self.parts.rope_size}{chosen}"
+
+
+def absorb(run: Run) -> None:
+    """Decide for each latent attention, and take the tokens that were chosen out of the spec of an absorbed one."""
+    for site in run.advance():
+        found = run.under(site)
+        assert site.grids is not None and site.spec is not None
+        parts = absorb_mla.match(found, run.evaluator, site.grids[0].dtype)
+        if isinstance(parts, Rejected):
+            site.latent = Latent(parts, Decision(False, ""))
+        if not isinstance(parts, Latents):
+            continue
+        selection = select_tokens.match(found, site.spec, run.evaluator)
+        shape = _shape(site, parts, selection)
+        decision = _FORCED.get(run.options.absorb) or decide(shape, run.evaluator.least, run.hints())
+        site.latent = Latent(parts, decision, selection, shape)
+        if decision.absorb:
+            _take_over(site, run)
+
+
+def _take_over(site: Progress, run: Run) -> None:
+    """An absorbed spec, if there is a kernel for it."""
+    latent, q = site.latent, site.grids[0].node.meta["val"]  # type: ignore[index]
+    assert latent is not None and isinstance(latent.parts, Latents) and site.spec is not None
+    spec = site.spec if latent.selection is None else select_tokens.without(site.spec, latent.selection)
+    spec = replace(spec, group=1, heads_first=False)
+    chosen = latent.selection is not None and latent.selection.tokens is not None
+    named = emit.named(spec, run.evaluator).spec
+    refused = run.lowering.supports_latent(named, latent.parts.rank, latent.parts.rope_size, q.dtype, q.device.type, chosen)
+    if refused:
+        latent.decision = Decision(False, f"{refused[0].value}; found {refused[1]}")
+    else:
+        site.spec = site.raised = spec
+
+
+def _shape(site: Progress, parts: Latents, selection: Selection | None) -> LatentShape:
+    assert site.found is not None and site.grids is not None
+    sizes = site.found.sizes
+    tokens = plain(selection.count) if selection is not None and selection.tokens is not None else None
+    return LatentShape(
+        sizes.batch, sizes.heads, sizes.queries, sizes.keys, sympy.Integer(parts.rank), sympy.Integer(parts.rope_size),
+        sympy.Integer(parts.nope_size), sizes.value_dim, site.grids[0].dtype.itemsize, tokens,
+    )
+
+
+def emit_absorbed(site: Progress, run: Run, given: emit.Arguments, builder: Builder) -> Node:
+    """Put the operator in the graph; the node that has the anchor's value now."""
+    found, latent = run.under(site), site.latent
+    assert latent is not None and isinstance(latent.parts, Latents) and site.grids is not None
+    expanded = _expanded(site, builder) if run.options.certificate else None
+    tokens = select_tokens.rewrite(found, latent.selection, builder) if latent.selection else None
+    done = emit_latent.rewrite(found, latent.parts, site.grids[0], tokens, given, builder, run.evaluator)
+    site.attend = done.attend
+    if expanded is not None:
+        latent.certificate = certify.probe(*expanded, done)
+    return done.out
+
+
+def _expanded(site: Progress, builder: Builder) -> tuple[Node, Node, Node]:
+    """q, k and v [B, H, T or S, D] as written; they are dropped again with the dead code."""
+    assert site.found is not None and site.grids is not None
+    sizes = site.found.sizes
+    extents = ((sizes.queries, sizes.head_dim), (sizes.keys, sizes.head_dim), (sizes.values, sizes.value_dim))
+    q, k, v = (build(grid, builder, sizes.batch, *e) for grid, e in zip(site.grids, extents, strict=True))
+    return q, k, v

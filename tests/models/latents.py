@@ -1,0 +1,79 @@
+"""Tiny configurations of the multi-head latent attentions of transformers: rank 12, rope 4, heads of 8 + 4 and 6 channels.
+
+Not here: GLM-5-next has no rope part; Dots3-Note and Mistral-Large-4 do not build without their vision towers; Hy-V4 has
+hyper-connections that Dynamo breaks on; a Bailing-hybrid's linear layers do not run without its kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import transformers as hf
+from transformers import PreTrainedModel
+
+from mla_compiler.ir import Site
+
+CAUSAL = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 99,
+    "intermediate_size": 48, "max_position_embeddings": 128, "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0,
+}
+LATENT = {
+    "q_lora_rank": 16, "kv_lora_rank": 12, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 6,
+}
+EXPERTS = {
+    "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1, "n_shared_experts": 1,
+}
+INDEXER = {"index_topk": 6, "index_head_dim": 8, "index_n_heads": 2}
+LONGCAT = {
+    "ffn_hidden_size": 48, "expert_ffn_hidden_size": 16, "n_routed_experts": 4, "moe_topk": 2, "zero_expert_num": 2,
+    "num_layers": 1, "num_hidden_layers": 2, "head_dim": 4,
+}
+KIMI = {
+    "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "linear_head_dim": 8, "linear_num_heads": 4,
+    "layer_types": ["linear_attention", "full_attention"], "mlp_layer_types": ["dense", "sparse"],
+}
+SIZES: Mapping[str, tuple[str, dict[str, object]]] = {
+    "deepseek_v2": ("DeepseekV2", EXPERTS),
+    "deepseek_v3": ("DeepseekV3", EXPERTS),
+    "deepseek_v32": ("DeepseekV32", {**EXPERTS, **INDEXER}),
+    "glm4_moe_lite": ("Glm4MoeLite", EXPERTS),
+    "glm_moe_dsa": ("GlmMoeDsa", {**EXPERTS, **INDEXER}),
+    "minicpm3": ("MiniCPM3", {}),
+    "longcat_flash": ("LongcatFlash", LONGCAT),
+    "mistral4": ("Mistral4", EXPERTS),
+    "kimi_linear": ("KimiLinear", KIMI),
+    "youtu": ("Youtu", {}),
+    "axk1": ("AXK1", EXPERTS),
+    "axk2": ("AXK2", {**EXPERTS, **INDEXER}),
+}
+BREAKS = ("longcat_flash",)
+"""Those whose graph Dynamo breaks."""
+SPARSE = ("deepseek_v32", "glm_moe_dsa", "axk2")
+
+
+def builder(name: str) -> Callable[[], PreTrainedModel]:
+    """The model, with weights as transformers draws them."""
+    prefix, changes = SIZES[name]
+
+    def build() -> PreTrainedModel:
+        config = getattr(hf, f"{prefix}Config")(**{**CAUSAL, **LATENT, **changes})
+        return getattr(hf, f"{prefix}ForCausalLM")(config)
+
+    return build
+
+
+NAMES = tuple(name for name, (prefix, _) in SIZES.items() if hasattr(hf, f"{prefix}Config"))
+
+
+def sites(name: str) -> int:
+    """Attentions with a softmax in the two layers."""
+    return 1 if name == "kimi_linear" else 2
+
+
+def assert_by_cost(found: list[Site]) -> None:
+    """A step of one query is over the latents, whatever the length; a prompt that is seen once is expanded."""
+    assert found
+    for site in found:
+        queries = site.shape.partition("]")[0].split(",")[2].strip()
+        assert site.latent.startswith("absorbed, cheaper" if queries == "1" else "expanded, dearer"), (site.shape, site.latent)

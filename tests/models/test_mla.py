@@ -1,0 +1,148 @@
+"""Multi-head latent attention of transformers, absorbed: prompts too, chosen tokens, LongCat through its graph breaks, SmolLM2.
+
+That each architecture decodes over its latents and expands its prompts, by cost, test_models asserts in every scenario.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache, StaticCache
+
+from tests.harness import BACKEND, FAST, Float64, Seen, assert_within_twice, compiled, watching
+from tests.models import latents
+from tests.models.architectures import model
+from tests.models.scenarios import MAX_LEN, decoder_padded, decoder_prefill, decoder_static, tokens
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+NEW_TOKENS = 64
+
+
+@pytest.mark.parametrize("scenario", [decoder_prefill, decoder_padded])
+@pytest.mark.parametrize("name", [n for n in ("deepseek_v3", "deepseek_v32", "mistral4", "kimi_linear") if n in latents.NAMES])
+def test_a_prompt_may_be_absorbed(name: str, scenario) -> None:
+    subject, exact = model(name), model(name, torch.float64)
+    with watching() as seen:
+        found = scenario(subject, compiled(subject.forward, **{"flashmla.absorb": "always", "flashmla.certificate": True}))
+        eager = scenario(subject, subject)
+        with Float64():
+            truth = scenario(exact, exact)
+    assert_within_twice(found, eager, truth)
+    assert_absorbed(seen)
+    assert all(0 <= site.certificate < 1e-5 for site in seen.sites)
+
+
+def assert_absorbed(seen: Seen) -> None:
+    assert seen.sites and all(site.latent.startswith("absorbed") for site in seen.sites), [s.latent for s in seen.sites]
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", [n for n in latents.SPARSE if n in latents.NAMES])
+def test_chosen_tokens_are_read_alone(name: str, implementation: str) -> None:
+    """The tokens of the indexer, no mask of them, and what the dense mask gives."""
+    subject = model(name)
+    subject.set_attn_implementation(implementation)
+    with watching() as seen:
+        sparse = decoder_static(subject, compiled(subject.forward))
+    assert_absorbed(seen)
+    for site in seen.sites:
+        assert site.latent.endswith("6 tokens a query") and "residue" not in site.spec and "hi: T0[0] + 1" in site.spec
+    with watching() as seen:
+        dense = decoder_static(subject, compiled(subject.forward, **{"flashmla.absorb": "never"}))
+    assert all("residue" in site.spec for site in seen.sites)
+    exact = model(name, torch.float64)
+    with torch.no_grad(), Float64():
+        assert_within_twice(sparse, dense, decoder_static(exact, exact))
+
+
+@pytest.mark.parametrize("cache", [StaticCache, DynamicCache])
+@pytest.mark.skipif("longcat_flash" not in latents.NAMES, reason="transformers has no LongCat")
+def test_longcat(cache: type) -> None:
+    """Its experts loop over a tensor of indices, which breaks the graph: between the breaks, attention is absorbed."""
+    subject, exact = model("longcat_flash"), model("longcat_flash", torch.float64)
+
+    def run(model, forward) -> list[Tensor]:
+        past = cache(config=model.config, **({"max_cache_len": MAX_LEN} if cache is StaticCache else {}))
+        model(input_ids=tokens(), past_key_values=past)
+        return [forward(input_ids=tokens(1, seed), past_key_values=past).logits for seed in range(3)]
+
+    with watching() as seen:
+        found = run(subject, torch.compile(subject.forward, backend=BACKEND, options=FAST))
+        eager = run(subject, subject)
+        with Float64():
+            truth = run(exact, exact)
+    assert len(seen.sites) >= 2
+    latents.assert_by_cost(seen.sites)
+    assert_within_twice(found, eager, truth)
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    """SmolLM2 and its tokenizer, converted once per machine; without a package index there is nothing to test with."""
+    code = "import _models; _models.smollm2()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=EXAMPLES, timeout=600, check=False)
+    if done.returncode and "could not fetch" in done.stderr:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert done.returncode == 0, done.stderr
+    spec = importlib.util.spec_from_file_location("_models", EXAMPLES / "_models.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.smollm2()
+
+
+@pytest.fixture(scope="module")
+def trained(smollm2):
+    from tests.models.smollm2_mla import as_latent
+
+    return as_latent(smollm2[0]), smollm2[1]
+
+
+@pytest.mark.slow
+def test_smollm2_is_the_same_model(smollm2, trained) -> None:
+    ids = trained[1]("The capital of France is Paris, and the capital of Italy is", return_tensors="pt").input_ids
+    with torch.no_grad():
+        torch.testing.assert_close(trained[0](ids).logits, smollm2[0](ids).logits, rtol=0, atol=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["static", "dynamic"])
+def test_smollm2_generates_the_same_tokens(trained, cache: str) -> None:
+    subject, tokenizer = trained
+    ids = tokenizer("The capital of France is Paris, and the capital of Italy is", return_tensors="pt").input_ids
+    arguments = {"do_sample": False, "max_new_tokens": NEW_TOKENS, "eos_token_id": None, "pad_token_id": 2,
+                 "cache_implementation": cache, "disable_compile": True}
+    with watching() as seen:
+        expected = subject.generate(ids, **arguments)
+        eager, subject.forward = subject.forward, compiled(subject.forward)
+        try:
+            found = subject.generate(ids, **arguments)
+        finally:
+            subject.forward = eager
+    assert torch.equal(found, expected) and found.shape[1] == ids.shape[1] + NEW_TOKENS
+    assert all(len(graph) == 30 for graph in seen.graphs)
+    latents.assert_by_cost(seen.sites)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("absorb", ["auto", "always"])
+def test_smollm2_has_the_same_perplexity(trained, absorb: str) -> None:
+    """Of 400 tokens of prose, to four digits."""
+    subject, tokenizer = trained
+    ids = tokenizer((EXAMPLES.parent / "DESIGN.md").read_text(), return_tensors="pt").input_ids[:, :400]
+
+    def perplexity(forward) -> str:
+        logits = forward(input_ids=ids, use_cache=False).logits
+        return f"{torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:]).exp().item():.4g}"
+
+    with watching() as seen:
+        found = perplexity(compiled(subject.forward, **{"flashmla.absorb": absorb}))
+        assert found == perplexity(subject.forward)
+    assert len(seen.sites) == 30
+    if absorb == "always":
+        assert_absorbed(seen)
