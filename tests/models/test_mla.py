@@ -5,6 +5,7 @@ That each architecture decodes over its latents and expands its prompts, by cost
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import subprocess
 import sys
@@ -15,9 +16,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
-from tests.harness import BACKEND, FAST, Float64, Seen, assert_within_twice, compiled, watching
+from tests.harness import BACKEND, FAST, Float64, Seen, assert_within_twice, compiled, root_mean_square, watching
 from tests.models import latents
-from tests.models.architectures import model
+from tests.models.architectures import model, widened
 from tests.models.scenarios import MAX_LEN, decoder_padded, decoder_prefill, decoder_static, tokens
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -36,6 +37,20 @@ def test_a_prompt_may_be_absorbed(name: str, scenario) -> None:
     assert_within_twice(found, eager, truth)
     assert_absorbed(seen)
     assert all(0 <= site.certificate < 1e-5 for site in seen.sites)
+
+
+@pytest.mark.parametrize("name", [n for n in ("deepseek_v2", "deepseek_v32", "minicpm3") if n in latents.NAMES])
+def test_bfloat16(name: str) -> None:
+    """A decode step in the dtype that models are served in: the typical error, against the same weights in float64."""
+    subject = model(name, torch.bfloat16)
+    with watching() as seen:
+        found = decoder_static(subject, compiled(subject.forward))
+        eager = decoder_static(subject, subject)
+        exact = widened(copy.deepcopy(subject))
+        with Float64():
+            truth = decoder_static(exact, exact)
+    assert_absorbed(seen)
+    assert root_mean_square(found, truth) <= 2 * root_mean_square(eager, truth)
 
 
 def assert_absorbed(seen: Seen) -> None:
