@@ -72,7 +72,7 @@ def match(node: Node, index: tuple[sympy.Basic, ...], heads: int, size: int, ran
 
 
 def _with_channel(index: tuple[sympy.Basic, ...]) -> list[sympy.Basic]:
-    """One dimension: its axes with their starts, outermost first, and the extent of the inner one, 0 without one."""
+    """Of a part one channel wide, d = 0 may have gone from the index: it is put back beside a constant, or within a head."""
     entries = list(index)
     for wanted in (lambda e: e.is_Integer, lambda e: e.coeff(E.h, 1) != 1 and e.has(E.h)):
         for dim, entry in enumerate(entries):

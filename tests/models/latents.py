@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import transformers as hf
+from packaging.version import Version
 from transformers import PreTrainedModel
 
 from mla_compiler.ir import Site
@@ -50,6 +51,8 @@ SIZES: Mapping[str, tuple[str, dict[str, object]]] = {
 BREAKS = ("longcat_flash",)
 """Those whose graph Dynamo breaks."""
 SPARSE = ("deepseek_v32", "glm_moe_dsa", "axk2")
+OLD = Version(hf.__version__) < Version("5.23")
+"""Sparse attentions cache the keys and values of every head, seen in 5.17: then there is no latent in a decode step."""
 
 
 def builder(name: str) -> Callable[[], PreTrainedModel]:
@@ -71,9 +74,11 @@ def sites(name: str) -> int:
     return 1 if name == "kimi_linear" else 2
 
 
-def assert_by_cost(found: list[Site]) -> None:
+def assert_by_cost(found: list[Site], name: str) -> None:
     """A step of one query is over the latents, whatever the length; a prompt that is seen once is expanded."""
     assert found
     for site in found:
         queries = site.shape.partition("]")[0].split(",")[2].strip()
+        if OLD and name in SPARSE:
+            continue
         assert site.latent.startswith("absorbed, cheaper" if queries == "1" else "expanded, dearer"), (site.shape, site.latent)

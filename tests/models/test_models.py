@@ -28,7 +28,7 @@ def test_forward(name: str, scenario_name: str) -> None:
             truth = scenario.run(exact, exact)
     seen.assert_each_graph(scenario.sites(architecture), left(name, scenario_name))
     if name in latents.NAMES:
-        latents.assert_by_cost(seen.sites)
+        latents.assert_by_cost(seen.sites, name)
     assert_within_twice(found, eager, truth)
     forward.assert_settled(scenario.settled)
 
@@ -41,5 +41,5 @@ def test_generate(name: str, cache: str) -> None:
     assert torch.equal(text, generate.generate_eager(subject, cache))
     seen.assert_each_graph(ARCHITECTURES[name].decode_sites, left(name, f"generate_{cache}"))
     if name in latents.NAMES:
-        latents.assert_by_cost(seen.sites)
+        latents.assert_by_cost(seen.sites, name)
     steps.assert_settled(3)
