@@ -10,23 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .backend import flashmla
-    from .errors import FlashMLAError, OptionError, StrictError
+    from .errors import FlashMLAError, OptionError, PoolError, PoolExhausted, StrictError
     from .inspection import explain
     from .ir import AttentionSpec, Reason, Site
     from .options import Options
+    from .pool import KVPool
+    from .pool.cache import PooledCache
     from .report import Report, reports
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "AttentionSpec", "FlashMLAError", "OptionError", "Options", "Reason", "Report", "Site", "StrictError",
-    "__version__", "explain", "flashmla", "reports",
+    "AttentionSpec", "FlashMLAError", "KVPool", "OptionError", "Options", "PoolError", "PoolExhausted", "PooledCache", "Reason",
+    "Report", "Site", "StrictError", "__version__", "explain", "flashmla", "reports",
 ]
 
 _HOME = {
-    "AttentionSpec": "ir", "FlashMLAError": "errors", "OptionError": "errors", "Options": "options", "Reason": "ir",
-    "Report": "report", "Site": "ir", "StrictError": "errors", "explain": "inspection", "flashmla": "backend",
-    "reports": "report",
+    "AttentionSpec": "ir", "FlashMLAError": "errors", "KVPool": "pool", "OptionError": "errors", "Options": "options",
+    "PoolError": "errors", "PoolExhausted": "errors", "PooledCache": "pool.cache", "Reason": "ir", "Report": "report",
+    "Site": "ir", "StrictError": "errors", "explain": "inspection", "flashmla": "backend", "reports": "report",
 }
 
 

@@ -46,3 +46,25 @@ class ReportError(FlashMLAError, ValueError):
 
 class OperandError(FlashMLAError, ValueError):
     """q, k, v, a table, a size or a scalar that does not agree with the spec of its attention."""
+
+
+class PoolError(FlashMLAError, ValueError):
+    """A pool of no size, a sequence that is released or another pool's, keys and values of another geometry."""
+
+
+class PoolExhausted(FlashMLAError, MemoryError):
+    """A pool has fewer pages than were asked for; nothing has changed. `need` and `supply` in pages."""
+
+    def __init__(self, what: str, mend: str = "", need: int = 0, supply: int = 0) -> None:
+        super().__init__(what, mend)
+        self.need = need
+        self.supply = supply
+
+    def __reduce__(self) -> tuple[type[PoolExhausted], tuple[str, str, int, int]]:  # type: ignore[override]
+        return type(self), (self.what, self.mend, self.need, self.supply)
+
+    @classmethod
+    def of(cls, need: int, supply: int, count: int) -> PoolExhausted:
+        """The error for `need` pages where `supply` are to be had of `count`."""
+        what = f"the KV pool has no room: {need} pages needed, {supply} of its {count} to be had"
+        return cls(what, "release or truncate sequences, give the pool a larger size, or let it: grow=True", need, supply)

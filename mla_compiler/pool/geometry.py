@@ -1,0 +1,73 @@
+"""What a page is made of, and how many pages a size in bytes, tokens or free memory buys."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import PoolError
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A page: `page` tokens of `layers` layers, each k [page, kv_heads, k_dim] and v [page, kv_heads, v_dim]."""
+
+    layers: int
+    kv_heads: int
+    k_dim: int
+    v_dim: int
+    dtype: torch.dtype
+    device: torch.device
+    page: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "kv_heads", "k_dim", "v_dim", "page"):
+            if getattr(self, name) < 1:
+                raise PoolError(f"a pool's {name} is at least 1; found {getattr(self, name)}")
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token in all layers of a page."""
+        return self.layers * self.kv_heads * (self.k_dim + self.v_dim) * self.dtype.itemsize
+
+    @property
+    def page_bytes(self) -> int:
+        return self.page * self.token_bytes
+
+    def pages_for(self, tokens: int) -> int:
+        """The pages that hold this many tokens of one sequence."""
+        return -(-tokens // self.page)
+
+    def check(self, k: torch.Tensor, v: torch.Tensor, batch: int, tokens: int) -> None:
+        """Raises PoolError unless k is [batch, H, tokens, k_dim], v [batch, H, tokens, v_dim], of this dtype and device."""
+        for name, x, dim in (("k", k, self.k_dim), ("v", v, self.v_dim)):
+            wanted = [batch, self.kv_heads, tokens, dim], self.dtype, self.device.type
+            found = list(x.shape), x.dtype, x.device.type
+            if wanted != found:
+                raise PoolError(f"the pool takes {name} {wanted}; found {found}")
+
+
+def pages_bought(geometry: Geometry, nbytes: int | None, tokens: int | None, fraction: float | None) -> int:
+    """Pages in `nbytes`, pages that hold `tokens`, or pages in a fraction (0, 1] of the device's free memory now.
+
+    Raises PoolError unless exactly one is given and it buys a page.
+    """
+    if sum(size is not None for size in (nbytes, tokens, fraction)) != 1:
+        raise PoolError("a pool has one size", "give one of nbytes=, tokens=, fraction= (of the memory free now)")
+    if fraction is not None:
+        if not 0 < fraction <= 1:
+            raise PoolError(f"fraction is above 0 and at most 1; found {fraction}")
+        nbytes = int(fraction * free_bytes(geometry.device))
+    count = geometry.pages_for(tokens) if tokens is not None else (nbytes or 0) // geometry.page_bytes
+    if count < 1:
+        raise PoolError(f"that size buys no page; a page of {geometry.page} tokens takes {geometry.page_bytes} bytes")
+    return count
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of the device that nobody holds now, in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

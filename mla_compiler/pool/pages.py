@@ -1,0 +1,91 @@
+"""Who holds which page: reference counts, the free list, and pages whose last readers may still be running.
+
+A page is in one of three places: held (refs > 0), pending (refs 0, a fence not seen passed), free.
+Not thread-safe: the pool's lock stands around it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Iterable
+
+from ..errors import PoolExhausted
+from .fences import Fence
+
+
+class Pages:
+    """`count` pages by number, 0 to count - 1."""
+
+    def __init__(self, count: int) -> None:
+        self.refs = [0] * count
+        self.free = list(range(count - 1, -1, -1))
+        self.pending: deque[tuple[list[Fence], int]] = deque()
+        self.high_water = 0
+        # Of a page that is still held: the last read on each stream by those who have let go of it.
+        self._readers: dict[int, dict[Hashable, Fence]] = {}
+
+    @property
+    def count(self) -> int:
+        return len(self.refs)
+
+    @property
+    def held(self) -> int:
+        return self.count - len(self.free) - len(self.pending)
+
+    @property
+    def supply(self) -> int:
+        """Pages that `take` can give now."""
+        return len(self.free) + len(self.pending)
+
+    def add(self, count: int) -> None:
+        """More pages, numbered from the present count on."""
+        self.free.extend(range(self.count + count - 1, self.count - 1, -1))
+        self.refs.extend([0] * count)
+
+    def take(self, count: int) -> list[int]:
+        """Pages for the current stream to write, each held once. Raises PoolExhausted and takes none if they are too few.
+
+        When only pending pages are left, the current stream is made to wait for their readers; the host is not.
+        """
+        self.reap()
+        if count > self.supply:
+            raise PoolExhausted.of(count, self.supply, self.count)
+        while len(self.free) < count:
+            fences, page = self.pending.popleft()
+            for fence in fences:
+                fence.wait()
+            self.free.append(page)
+        taken = [self.free.pop() for _ in range(count)]
+        for page in taken:
+            self.refs[page] = 1
+        self.high_water = max(self.high_water, self.held)
+        return taken
+
+    def hold(self, pages: Iterable[int]) -> None:
+        """One more holder of pages that are held."""
+        for page in pages:
+            self.refs[page] += 1
+
+    def drop(self, pages: Iterable[int], fence: Fence | None) -> None:
+        """One holder fewer, whose last use lies before `fence`. None: that is over."""
+        for page in pages:
+            self.refs[page] -= 1
+            if fence is not None:
+                self._readers.setdefault(page, {})[fence.stream] = fence
+            if self.refs[page]:
+                continue
+            fences = self._readers.pop(page, None)
+            if fences:
+                self.pending.append((list(fences.values()), page))
+            else:
+                self.free.append(page)
+
+    def reap(self) -> None:
+        """The oldest pending pages become free, as far as their readers are done."""
+        while self.pending and all(fence.passed() for fence in self.pending[0][0]):
+            self.free.append(self.pending.popleft()[1])
+
+    def own(self, page: int) -> None:
+        """The current stream may write in this page, held once, after all earlier holders' reads."""
+        for fence in self._readers.pop(page, {}).values():
+            fence.wait()

@@ -1,0 +1,151 @@
+"""KVPool: sequences of keys and values over the pages of one arena.
+
+    pool = KVPool(layers=32, kv_heads=8, k_dim=128, dtype=torch.bfloat16, device="cuda", fraction=0.8)
+    a = pool.allocate();  pool.append(a, k, v);  b = pool.fork(a);  pool.release(a)
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as List
+
+import torch
+from torch.profiler import record_function
+
+from ..errors import PoolExhausted
+from .arena import Arena
+from .fences import Fence, fence_maker
+from .geometry import Geometry, pages_bought
+from .ledger import Ledger
+from .sequences import Sequence, Tables, tables
+from .stats import PoolStats, measure
+
+
+class KVPool:
+    """One arena of pages of `page` tokens, sized by one of `nbytes`, `tokens`, `fraction` (of the memory free now).
+
+    A page spans `layers` layers; keys and values may differ in their head dims. `preallocate=False` takes the memory as it
+    is needed, up to the size; `grow=True` lets the pool double beyond it. Any thread may call; no call waits for the device.
+    A sequence that several streams use is ordered between them by the caller, but for its release, which is safe from any.
+    """
+
+    def __init__(
+        self, layers: int, kv_heads: int, k_dim: int, v_dim: int | None = None, *, dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu", page: int = 64, nbytes: int | None = None, tokens: int | None = None,
+        fraction: float | None = None, preallocate: bool = True, grow: bool = False,
+        fence: Callable[[], Fence | None] | None = None,
+    ) -> None:
+        self.geometry = Geometry(layers, kv_heads, k_dim, k_dim if v_dim is None else v_dim, dtype, torch.device(device), page)
+        size = pages_bought(self.geometry, nbytes, tokens, fraction)
+        self._limit = None if grow else size
+        self._lock = threading.RLock()
+        self._abandoned: deque[Sequence] = deque()
+        self.ledger = Ledger(self.geometry, size if preallocate else 0, fence or fence_maker(self.geometry.device))
+        self.arena = Arena(self.geometry, self.ledger.pages.count)
+
+    def allocate(self) -> Sequence:
+        """An empty sequence; it holds no page until something is appended."""
+        with self._lock:
+            return self.ledger.enter(Sequence())
+
+    def extend(self, sequences: List[Sequence], tokens: int) -> None:
+        """Room for `tokens` more in each; a last page that others hold is copied first. The new tokens are to be written.
+
+        Raises PoolExhausted, and then nothing has changed.
+        """
+        with self._lock, record_function("flashmla::pool.extend"):
+            self._sweep()
+            self._grow_for(self.ledger.need(sequences, tokens))
+            self.ledger.extend(sequences, tokens, self.arena.copy)
+
+    def append(self, sequence: Sequence, k: torch.Tensor, v: torch.Tensor) -> None:
+        """k [layers, H, T, k_dim] and v [layers, H, T, v_dim] behind what is there. Raises PoolExhausted, changing nothing."""
+        tokens = k.shape[-2]
+        self.geometry.check(k, v, self.geometry.layers, tokens)
+        with self._lock, record_function("flashmla::pool.append"):
+            self.extend([sequence], tokens)
+            slots = tables(self.geometry, [sequence]).slots(tokens)
+            for layer in range(self.geometry.layers):
+                self.arena.write(layer, slots, k[layer][None], v[layer][None])
+
+    def write(self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        """k [B, H, T, k_dim] and v [B, H, T, v_dim] into slots [B, T] (`Tables.slots`) that `extend` made room for."""
+        self.geometry.check(k, v, *slots.shape)
+        with self._lock, record_function("flashmla::pool.write"):
+            self.arena.write(layer, slots, k, v)
+
+    def read(self, layer: int, table: Tables, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copies of k [B, H, stop - start, k_dim] and v: tokens counted from the origin, which every row must have."""
+        with self._lock, record_function("flashmla::pool.read"):
+            return self.arena.read(layer, table.pages, start, stop)
+
+    def gather(self, sequence: Sequence) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copies of all that the sequence remembers: k [layers, H, length - start, k_dim] and v."""
+        with self._lock:
+            table, origin = self.tables([sequence]), sequence.start // self.geometry.page * self.geometry.page
+            bounds = sequence.start - origin, sequence.length - origin
+            read = [self.arena.read(layer, table.pages, *bounds) for layer in range(self.geometry.layers)]
+        return torch.cat([k for k, _ in read]), torch.cat([v for _, v in read])
+
+    def tables(self, sequences: List[Sequence]) -> Tables:
+        """Block tables and lengths on the device, as they are now."""
+        with self._lock:
+            self.ledger.check(sequences)
+            return tables(self.geometry, sequences)
+
+    def fork(self, sequence: Sequence) -> Sequence:
+        """A second sequence of the same tokens: no data moves until one of them appends."""
+        with self._lock:
+            return self.ledger.share(sequence, sequence.length)
+
+    def share(self, sequence: Sequence, tokens: int) -> Sequence:
+        """A new sequence of the first `tokens` tokens, in the same pages."""
+        with self._lock:
+            return self.ledger.share(sequence, tokens)
+
+    def truncate(self, sequence: Sequence, tokens: int) -> None:
+        """Only the first `tokens` tokens stay."""
+        with self._lock:
+            self.ledger.truncate(sequence, tokens)
+
+    def forget(self, sequence: Sequence, before: int) -> None:
+        """Tokens before this position are never read again: pages wholly behind it go."""
+        with self._lock:
+            self.ledger.forget(sequence, before)
+
+    def release(self, sequence: Sequence) -> None:
+        """The sequence ends. Its pages are free once nobody else holds them and what is enqueued now on this stream has run."""
+        with self._lock, record_function("flashmla::pool.release"):
+            self.ledger.release(sequence)
+
+    def abandon(self, sequences: Iterable[Sequence]) -> None:
+        """Released at the next call of `extend` or `stats`: for finalizers, which may run anywhere."""
+        self._abandoned.extend(sequences)
+
+    def stats(self) -> PoolStats:
+        with self._lock:
+            self._sweep()
+            self.ledger.pages.reap()
+            return measure(self.geometry, self.ledger.pages, self.ledger.sequences)
+
+    def _sweep(self) -> None:
+        while self._abandoned:
+            sequence = self._abandoned.popleft()
+            if not sequence.released:
+                self.ledger.release(sequence)
+
+    def _grow_for(self, need: int) -> None:
+        """A larger arena, if that is allowed and `need` pages are not to be had otherwise."""
+        pages = self.ledger.pages
+        least = pages.count + need - pages.supply
+        if need <= pages.supply or (self._limit is not None and least > self._limit):
+            return
+        count = max(least, 2 * pages.count)
+        count = count if self._limit is None else min(count, self._limit)
+        try:
+            self.arena.grow(count)
+        except torch.OutOfMemoryError as error:
+            raise PoolExhausted.of(need, pages.supply, pages.count) from error
+        pages.add(count - pages.count)

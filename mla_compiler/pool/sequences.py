@@ -1,0 +1,58 @@
+"""A sequence's pages, and what a kernel reads of several sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as List
+from dataclasses import dataclass, field
+
+import torch
+
+from .geometry import Geometry
+
+
+@dataclass(eq=False)
+class Sequence:
+    """Tokens [start, length) of one sequence; token t lies in pages[t // page - start // page] at t % page.
+
+    `start` is above 0 once tokens are forgotten, as behind a sliding window. Changed by the pool alone.
+    """
+
+    length: int = 0
+    start: int = 0
+    pages: list[int] = field(default_factory=list)
+    released: bool = False
+
+    def __len__(self) -> int:
+        return self.length
+
+
+@dataclass(frozen=True)
+class Tables:
+    """pages [B, N] int32, -1 past the end; lengths [B] and origins [B] int32, in tokens; on the device.
+
+    Token t of row b lies in pages[b, (t - origins[b]) // page] at (t - origins[b]) % page, for t < lengths[b].
+    """
+
+    pages: torch.Tensor
+    lengths: torch.Tensor
+    origins: torch.Tensor
+    page: int
+
+    def slots(self, tokens: int) -> torch.Tensor:
+        """Where the last `tokens` tokens of each row lie, as page * page size + offset: [B, tokens] int64."""
+        back = torch.arange(tokens, device=self.lengths.device) - tokens
+        t = self.lengths.long()[:, None] + back - self.origins[:, None]
+        return self.pages.long().gather(1, t // self.page) * self.page + t % self.page
+
+
+def tables(geometry: Geometry, sequences: List[Sequence]) -> Tables:
+    """The tables of these sequences, one row each; one copy to the device, for which the host does not wait."""
+    width = max((len(sequence.pages) for sequence in sequences), default=0)
+    rows = [
+        [s.length, s.start // geometry.page * geometry.page, *s.pages, *[-1] * (width - len(s.pages))]
+        for s in sequences
+    ]
+    on_gpu = geometry.device.type == "cuda"
+    packed = torch.tensor(rows, dtype=torch.int32, pin_memory=on_gpu).reshape(len(rows), width + 2)
+    packed = packed.to(geometry.device, non_blocking=True)
+    return Tables(packed[:, 2:], packed[:, 0], packed[:, 1], geometry.page)
