@@ -14,6 +14,7 @@ class Arena:
         self.geometry = geometry
         self.k, self.v = self._empty(count)
 
+    @torch.inference_mode(False)  # a pool first used under inference_mode serves others too
     def _empty(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         g = self.geometry
         return (
@@ -39,9 +40,9 @@ class Arena:
                 store[:, target].copy_(store[:, source])
 
     def write(self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        """k [B, H, T, k_dim] and v [B, H, T, v_dim] into slots [B, T] of a layer."""
-        self.k[layer].flatten(0, 1)[slots] = k.transpose(1, 2)
-        self.v[layer].flatten(0, 1)[slots] = v.transpose(1, 2)
+        """k [B, H, T, k_dim] and v [B, H, T, v_dim] into slots [B, T] of a layer. Nothing flows back through them."""
+        self.k[layer].flatten(0, 1)[slots] = k.detach().transpose(1, 2)
+        self.v[layer].flatten(0, 1)[slots] = v.detach().transpose(1, 2)
 
     def read(self, layer: int, pages: torch.Tensor, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Copies of tokens [start, stop), counted from the first of pages [B, N]: [B, H, stop - start, k_dim] and v_dim."""

@@ -43,8 +43,8 @@ class Geometry:
     def check(self, k: torch.Tensor, v: torch.Tensor, batch: int, tokens: int) -> None:
         """Raises PoolError unless k is [batch, H, tokens, k_dim], v [batch, H, tokens, v_dim], of this dtype and device."""
         for name, x, dim in (("k", k, self.k_dim), ("v", v, self.v_dim)):
-            wanted = [batch, self.kv_heads, tokens, dim], self.dtype, self.device.type
-            found = list(x.shape), x.dtype, x.device.type
+            wanted = [batch, self.kv_heads, tokens, dim], self.dtype, self.device
+            found = list(x.shape), x.dtype, x.device
             if wanted != found:
                 raise PoolError(f"the pool takes {name} {wanted}; found {found}")
 
@@ -64,6 +64,14 @@ def pages_bought(geometry: Geometry, nbytes: int | None, tokens: int | None, fra
     if count < 1:
         raise PoolError(f"that size buys no page; a page of {geometry.page} tokens takes {geometry.page_bytes} bytes")
     return count
+
+
+def exactly(device: torch.device | str) -> torch.device:
+    """The device with its number, as tensors on it give it."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def free_bytes(device: torch.device) -> int:

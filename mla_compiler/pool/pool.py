@@ -17,7 +17,7 @@ from torch.profiler import record_function
 from ..errors import PoolExhausted
 from .arena import Arena
 from .fences import Fence, fence_maker
-from .geometry import Geometry, pages_bought
+from .geometry import Geometry, exactly, pages_bought
 from .ledger import Ledger
 from .sequences import Sequence, Tables, tables
 from .stats import PoolStats, measure
@@ -37,7 +37,7 @@ class KVPool:
         fraction: float | None = None, preallocate: bool = True, grow: bool = False,
         fence: Callable[[], Fence | None] | None = None,
     ) -> None:
-        self.geometry = Geometry(layers, kv_heads, k_dim, k_dim if v_dim is None else v_dim, dtype, torch.device(device), page)
+        self.geometry = Geometry(layers, kv_heads, k_dim, k_dim if v_dim is None else v_dim, dtype, exactly(device), page)
         size = pages_bought(self.geometry, nbytes, tokens, fraction)
         self._limit = None if grow else size
         self._lock = threading.RLock()

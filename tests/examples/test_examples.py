@@ -1,6 +1,7 @@
 """Each example runs, in its own process, and says what it is there to show."""
 
 import os
+import random
 import re
 import subprocess
 import sys
@@ -21,7 +22,7 @@ def run(name: str, *arguments: str) -> str:
 
 
 def test_every_example_is_run_here():
-    tested = {"demo.py", "handwritten.py", "packed_documents.py", "long_prefill.py", "inspect_kernel.py"}
+    tested = {"demo.py", "handwritten.py", "packed_documents.py", "long_prefill.py", "inspect_kernel.py", "pool_replay.py"}
     assert {path.name for path in EXAMPLES.glob("*.py") if not path.name.startswith("_")} == tested
 
 
@@ -52,6 +53,20 @@ def test_inspect_kernel(tmp_path):
     assert re.search(r"wgmma [1-9]", shown)
     assert "registers" in shown
     assert ".target sm_90a" in ptx.read_text()
+
+
+def test_pool_replay(tmp_path):
+    chance = random.Random(3)
+    times = [f"2023-11-16 18:{i // 60:02}:{i % 60:02}.0000000" for i in range(150)]
+    rows = [f"{time},{chance.randint(200, 3000)},{chance.randint(1, 400)}" for time in times]
+    path = tmp_path / "trace.csv"
+    path.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]))
+    shown = run("pool_replay.py", str(path), "--memory", "16384")
+    found = dict(re.findall(r"^(\w+) +live/reserved +([\d.]+)%", shown, re.MULTILINE))
+    assert float(found["pool"]) >= 96 > float(found["dynamic"]) > float(found["static"])
+    assert "150 requests; bar 96%: met" in shown
+    rows = dict(re.findall(r"^(\w+) .* ([\d.]+) requests at once", shown, re.MULTILINE))
+    assert float(rows["pool"]) > float(rows["dynamic"]) >= float(rows["static"])
 
 
 def test_a_difference_is_an_exit_status():

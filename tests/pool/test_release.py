@@ -163,6 +163,27 @@ def test_figures():
     assert "1 sequences" in str(found) and "62.5% of what is held is live" in str(found)
 
 
+def test_a_pool_made_under_inference_mode_serves_others():
+    with torch.inference_mode():
+        pool = KVPool(1, 1, 1, tokens=32)
+        first = filled(pool, 3)
+    x = torch.full((1, 1, 2, 1), 2.0, requires_grad=True)
+    pool.append(first, x, x)
+    k, v = pool.gather(first)
+    assert k.flatten().tolist() == v.flatten().tolist() == [1, 1, 1, 2, 2] and not k.requires_grad
+
+
+def test_operands_of_another_dtype_are_refused_and_nothing_has_changed():
+    pool = KVPool(1, 1, 1, tokens=32)
+    first, before = filled(pool, 3), pool.stats()
+    x = torch.ones(1, 1, 2, 1)
+    with pytest.raises(PoolError, match="the pool takes v"):
+        pool.append(first, x, x.half())
+    with pytest.raises(PoolError, match="another pool"):
+        KVPool(1, 1, 1, tokens=32).append(first, x, x)
+    assert pool.stats() == before
+
+
 def test_ranges_in_a_trace():
     pool = KVPool(1, 1, 1, tokens=32)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
