@@ -57,7 +57,8 @@ def choose(
     from .select import choose as ask
 
     choice = ask(spec, q[0], q[1], q[2], k[2], q[3], v[3], dtype, machine_of(device))
-    return choice.family, str(choice).removeprefix(f"{choice.family} ")
+    later = ", until timed" if spec.autotune else ""
+    return choice.family, str(choice).removeprefix(f"{choice.family} ") + later
 
 
 def _gpu_attend(*args):

@@ -6,6 +6,7 @@ The same code runs on CPU tensors under TRITON_INTERPRET=1. Triton is imported a
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..ir import TILE, AttentionSpec
 from ..ops import output_like
-from . import codegen, modules
+from . import codegen, modules, tune
 from .checks import check_operands
 from .choice import Choice, padded, padded_value
 from .decode import launch as decode
@@ -23,7 +24,7 @@ from .hopper import launch as hopper
 from .launch import launch as start
 from .machine import machine_of
 from .prefill import config as prefill
-from .select import DTYPES, choose
+from .select import DTYPES, candidates, choose
 
 
 def attend(
@@ -35,10 +36,39 @@ def attend(
     out = output_like(q, v, meaning.heads_first)
     if out.numel() == 0 or k.shape[2] == 0:
         return out.zero_()
-    batch, heads, queries, head_dim = q.shape
-    choice = choose(meaning, batch, heads, queries, k.shape[2], head_dim, v.shape[3], q.dtype, machine_of(q.device))
-    launch(meaning, choice, q, k, v, operands(meaning, tables, sizes, scalars), out)
+    given = operands(meaning, tables, sizes, scalars)
+    launch(meaning, _choice(meaning, q, k, v, given, out), q, k, v, given, out)
     return out
+
+
+def _choice(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor) -> Choice:
+    """What select takes; with `autotune` what is fastest for these operands, into an `out` that is written anew."""
+    shape = (*q.shape[:3], k.shape[2], q.shape[3], v.shape[3])
+    if not spec.autotune or interpreted():
+        return choose(spec, *shape, q.dtype, machine_of(q.device))
+    options = candidates(spec, *shape, q.dtype, machine_of(q.device))
+    texts = [codegen.source(spec, family) for family in dict.fromkeys(choice.family for choice in options)]
+    rounded = (*shape[:3], 1 << (shape[3] - 1).bit_length(), *shape[4:])
+    key = tune.key_of(spec, rounded, q.dtype, *tune_facts(q.device), *texts)
+    if q.is_cuda and torch.cuda.is_current_stream_capturing():
+        return tune.known(key) or options[0]
+    return tune.best(key, options, lambda choice: milliseconds(lambda: launch(spec, choice, q, k, v, given, out)))
+
+
+def milliseconds(call: Callable[[], None]) -> float:
+    """Median of a call on the GPU, its second-level cache cleared before each."""
+    from triton.testing import do_bench
+
+    return float(do_bench(call, warmup=5, rep=25, return_mode="median"))
+
+
+@lru_cache(maxsize=64)
+def tune_facts(device: torch.device) -> tuple[str, ...]:
+    """The GPU, and the versions that make its code."""
+    import triton
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return name, torch.__version__, triton.__version__
 
 
 def launch(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor) -> None:

@@ -50,10 +50,19 @@ def supports(
 def choose(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: int, head_dim: int, value_dim: int,
            dtype: torch.dtype, machine: Machine) -> Choice:
     """The configuration for q [batch, heads, queries, head_dim], k [batch, heads / group, keys, head_dim]."""
+    return candidates(spec, batch, heads, queries, keys, head_dim, value_dim, dtype, machine)[0]
+
+
+@lru_cache(maxsize=4096)
+def candidates(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: int, head_dim: int, value_dim: int,
+               dtype: torch.dtype, machine: Machine) -> tuple[Choice, ...]:
+    """Every configuration worth timing, the one that is taken without timing first."""
     rows = spec.group * queries
+    limits = prefill.room(spec)
     if rows > DECODE_ROWS and queries > DECODE_QUERIES and spec.kv_splits < 2:
+        plain = prefill.candidates(head_dim, value_dim, dtype.itemsize, limits, machine)
         if queries > hopper.ROWS and hopper.serves(spec, head_dim, value_dim, dtype, machine):
-            return hopper.configure(spec, head_dim, value_dim, machine)
-        return prefill.configure(head_dim, value_dim, dtype.itemsize, prefill.room(spec), machine)
-    return decode.configure(spec, decode.Shape(batch, heads // spec.group, queries, keys, head_dim, value_dim, dtype.itemsize),
-                            prefill.room(spec)[0] == 32, machine)
+            return (*hopper.candidates(spec, head_dim, value_dim, machine), plain[0])
+        return tuple(plain)
+    shape = decode.Shape(batch, heads // spec.group, queries, keys, head_dim, value_dim, dtype.itemsize)
+    return tuple(decode.candidates(spec, shape, limits[0] == 32, machine))

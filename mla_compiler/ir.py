@@ -69,6 +69,7 @@ class AttentionSpec:
     (i // TILE, j // TILE) says of `residue` there: 0 nowhere true, 1 somewhere, 2 everywhere.
     `heads_first`: memory order of out, [B, H, T, Dv] if set, else [B, T, H, Dv] (seen transposed).
     `kv_splits`: parts the key range is divided into and merged exactly; 0 lets the lowering choose.
+    `autotune`: the lowering may time its configurations and keep the fastest.
     """
 
     score: sympy.Basic
@@ -80,6 +81,7 @@ class AttentionSpec:
     group: int = 1
     heads_first: bool = False
     kv_splits: int = 0
+    autotune: bool = False
 
     def __str__(self) -> str:
         """Canonical text: the op's `spec` argument. `AttentionSpec.parse` reads it back."""

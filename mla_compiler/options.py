@@ -36,6 +36,7 @@ class Options:
     exclude    regular expression: layers whose name it is found in are left as they are
     strict     raise StrictError if any attention is left
     kv_splits  parts into which the key range is divided and merged exactly; 0: the lowering chooses
+    autotune   time each kernel's configurations on its first call on a GPU, keep the fastest, for later processes too
     absorb     multi-head latent attention over the latent itself: auto, by cost; always; never
     certificate  compute both forms of what is absorbed on random numbers while compiling; the report tells how they differ
     verify     check the graph between passes
@@ -47,6 +48,7 @@ class Options:
     exclude: str = ""
     strict: bool = False
     kv_splits: int = 0
+    autotune: bool = False
     absorb: str = "auto"
     certificate: bool = False
     verify: bool = True

@@ -137,7 +137,7 @@ def find(run: Run) -> None:
 
 def specify_all(run: Run) -> None:
     for site in run.advance():
-        meaning = specify.rewrite(run.under(site), run.options.kv_splits)
+        meaning = specify.rewrite(run.under(site), run.options.kv_splits, run.options.autotune)
         if isinstance(meaning, Rejected):
             site.rejected = meaning
         else:

@@ -40,6 +40,7 @@ class Grid:
     An axis that is missing has one element, or is broadcast.
 
     `merged`: batch and head lie in one dimension, the head fastest, `heads` of them.
+    `split`: the head lies in two, `split` and the next; the other fields speak of the node with the two seen as one.
     """
 
     node: Node
@@ -48,6 +49,7 @@ class Grid:
     group: int
     heads: int
     merged: bool = False
+    split: int | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -99,11 +101,12 @@ def _grid(
     selects: dict[int, int] = {}
     group, kv_heads, merged = 1, 1, False
     names = {E.b: "b", row: "row", d: "d"}
+    split, index = _one_head(node, index)
     for dim, at in enumerate(index):
         if at.is_Integer:
             selects[dim] = int(at)
             continue
-        head = _head(at, size_of(node, dim), heads)
+        head = _head(at, heads)
         if head is not None:
             name, start, (group, kv_heads, merged) = "h", head[0], head[1:]
         else:
@@ -121,10 +124,21 @@ def _grid(
         if not heads.is_Integer:
             return None
         group = int(heads)
-    return Grid(node, axes, selects, group, kv_heads, merged)
+    return Grid(node, axes, selects, group, kv_heads, merged, split)
 
 
-def _head(at: sympy.Basic, size: sympy.Basic, heads: sympy.Basic) -> tuple[int, int, int, bool] | None:
+def _one_head(node: Node, index: tuple[sympy.Basic, ...]) -> tuple[int | None, tuple[sympy.Basic, ...]]:
+    """(dim, index with h in the place of h // n, h % n) where the two dimensions can be seen as one; else (None, index)."""
+    strides = node.meta["val"].stride()
+    for dim, at in enumerate(index[:-1]):
+        size = size_of(node, dim + 1)
+        adjacent = bool(sympy.sympify(strides[dim]) == size * strides[dim + 1]) if size.is_Integer else False
+        if adjacent and at == E.FloorDiv(E.h, size) and index[dim + 1] == E.PythonMod(E.h, size):
+            return dim, (*index[:dim], E.h, *index[dim + 2 :])
+    return None, index
+
+
+def _head(at: sympy.Basic, heads: sympy.Basic) -> tuple[int, int, int, bool] | None:
     """h, h // G + c, or b*heads/G + h // G  ->  (start, group, key heads, merged with the batch)."""
     if not at.has(E.h) or not heads.is_Integer:
         return None
@@ -142,7 +156,12 @@ def _head(at: sympy.Basic, size: sympy.Basic, heads: sympy.Basic) -> tuple[int, 
 def build(grid: Grid, builder: Builder, batch: sympy.Basic, rows: sympy.Basic, channels: sympy.Basic) -> Node:
     """The operand as a tensor [batch, key heads, rows, channels]: slice, select, split, permute, broadcast; views only."""
     extents = {"b": batch, "h": sympy.Integer(grid.heads), "row": rows, "d": channels}
-    node = _slices(grid, builder, extents)
+    node = grid.node
+    if grid.split is not None:
+        shape = _shape(node)
+        whole = [*shape[: grid.split], extents["h"], *shape[grid.split + 2 :]]
+        node = builder.call(aten.view.default, node, list(map(builder.integer, whole)))
+    node = _slices(node, grid, builder, extents)
     order: list[str | None] = [None] * len(node.meta["val"].shape)
     for name, axis in grid.axes.items():
         order[axis.dim] = name
@@ -157,8 +176,7 @@ def build(grid: Grid, builder: Builder, batch: sympy.Basic, rows: sympy.Basic, c
     return _arranged(node, order, builder, batch)
 
 
-def _slices(grid: Grid, builder: Builder, extents: dict[str, sympy.Basic]) -> Node:
-    node = grid.node
+def _slices(node: Node, grid: Grid, builder: Builder, extents: dict[str, sympy.Basic]) -> Node:
     for name, axis in grid.axes.items():
         if grid.merged and name == "h":
             continue

@@ -13,7 +13,7 @@ from .attention import Attention
 from .raise_mask import raise_mask, split_mask
 
 
-def rewrite(site: Attention, kv_splits: int) -> tuple[sympy.Basic, AttentionSpec] | Rejected:
+def rewrite(site: Attention, kv_splits: int, autotune: bool = False) -> tuple[sympy.Basic, AttentionSpec] | Rejected:
     """Split the mask from the score, raise it to a hull and a residue: the predicate as read, and the spec."""
     predicate, score = split_mask(site.value, site.mask_dtype)
     if not score.has(E.s):
@@ -23,5 +23,5 @@ def rewrite(site: Attention, kv_splits: int) -> tuple[sympy.Basic, AttentionSpec
     raised = raise_mask(predicate, site.sizes.ranges, site.sizes.keys)
     return predicate, AttentionSpec(
         score=score, lo=raised.lo, hi=raised.hi, residue=raised.residue, sink=site.sink,
-        heads_first=site.handwritten, kv_splits=kv_splits,
+        heads_first=site.handwritten, kv_splits=kv_splits, autotune=autotune,
     )

@@ -42,10 +42,22 @@ class Shape:
 
 
 def configure(spec: AttentionSpec, shape: Shape, dense: bool, machine: Machine) -> Choice:
-    """A balanced line where every program can find all lengths, else equal parts of each item."""
+    """The preferred one of `candidates`."""
+    return candidates(spec, shape, dense, machine)[0]
+
+
+def candidates(spec: AttentionSpec, shape: Shape, dense: bool, machine: Machine) -> list[Choice]:
+    """Every tile that fits, the preferred first; then the preferred ones with two programs a processor."""
+    fitting = tiles(rows_of_a_tile(spec.group * shape.queries, shape), shape, dense, machine)
+    one, two = ([_choice(spec, shape, *tile, each, machine) for tile in fitting]
+                for each in (PROGRAMS_PER_PROCESSOR, 2 * PROGRAMS_PER_PROCESSOR))
+    return list(dict.fromkeys([*one, *two[:2]]))
+
+
+def _choice(spec: AttentionSpec, shape: Shape, block_n: int, stages: int, each: int, machine: Machine) -> Choice:
+    """A balanced line where every program can find all lengths, else equal parts of each item; `each` programs a processor."""
     rows, dv = spec.group * shape.queries, padded_value(shape.head_dim, shape.value_dim)
     block_m = rows_of_a_tile(rows, shape)
-    block_n, stages = tile(block_m, shape, dense, machine)
     items = shape.batch * shape.kv_heads * -(-rows // block_m)
     block_b, block_t = batch_block(shape.batch), power(shape.queries)
     balanced = spec.kv_splits == 0 and same_for_all_heads(spec) and block_b * block_t <= MOST_BOUNDS
@@ -53,7 +65,7 @@ def configure(spec: AttentionSpec, shape: Shape, dense: bool, machine: Machine) 
     most = items * math.ceil(shape.keys / block_n)
     return Choice(
         "decode", block_m, block_n, 8 if block_m * dv >= 8192 else 4, stages, splits,
-        programs=min(PROGRAMS_PER_PROCESSOR * machine.processors, most) if balanced else 0,
+        programs=min(each * machine.processors, most) if balanced else 0,
         block_b=block_b if balanced else 1, block_t=block_t if balanced else 1,
         block_r=min(block_m, power(rows), _MERGED // dv),
     )
@@ -70,19 +82,21 @@ def rows_of_a_tile(rows: int, shape: Shape) -> int:
     return min(largest, max(16, power(rows)))
 
 
-def tile(block_m: int, shape: Shape, dense: bool, machine: Machine) -> tuple[int, int]:
-    """(block_n, stages): the first that fits."""
+def tiles(block_m: int, shape: Shape, dense: bool, machine: Machine) -> list[tuple[int, int]]:
+    """(block_n, stages) that fit, the preferred first; the smallest if none does."""
+    known = _FLOAT32 if shape.itemsize == 4 else _HALF
+    return [tile for tile in known if _fits(*tile, block_m, shape, dense, machine)] or [known[-1]]
+
+
+def _fits(block_n: int, stages: int, block_m: int, shape: Shape, dense: bool, machine: Machine) -> bool:
     d, dv = padded(shape.head_dim), padded_value(shape.head_dim, shape.value_dim)
-    single = shape.itemsize == 4
-    for block_n, stages in _FLOAT32 if single else _HALF:
-        if (block_n * max(d, dv) > (2048 if single else 12288) and block_n > 16) or (
-                dense and (block_m * block_n > 2048 or stages > 4)):
-            continue
-        # NVIDIA: a tile's memory is filled anew as soon as its products are done.
-        held = max(1, stages - 1) if machine.backend == "cuda" else stages
-        if shape.itemsize * (block_m * (d + block_n) + held * block_n * (d + dv)) <= machine.shared_memory:
-            break
-    return block_n, stages
+    if block_n * max(d, dv) > (2048 if shape.itemsize == 4 else 12288) and block_n > 16:
+        return False
+    if dense and (block_m * block_n > 2048 or stages > 4):
+        return False
+    # NVIDIA: a tile's memory is filled anew as soon as its products are done.
+    held = max(1, stages - 1) if machine.backend == "cuda" else stages
+    return shape.itemsize * (block_m * (d + block_n) + held * block_n * (d + dv)) <= machine.shared_memory
 
 
 def parts(items: int, keys: int, block_n: int, processors: int) -> int:

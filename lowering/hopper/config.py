@@ -46,11 +46,14 @@ def has_gluon() -> bool:
 
 def configure(spec: AttentionSpec, head_dim: int, value_dim: int, machine: Machine) -> Choice:
     """head_dim and value_dim in elements."""
-    for block_m, block_n, stages in _TILES:
-        choice = Choice("hopper", block_m, block_n, 4, stages, ping_pong=True, persistent=True)
-        if _fits(spec, choice, head_dim, value_dim, machine):
-            break
-    return choice
+    return candidates(spec, head_dim, value_dim, machine)[0]
+
+
+def candidates(spec: AttentionSpec, head_dim: int, value_dim: int, machine: Machine) -> list[Choice]:
+    """Those that fit, the preferred first; the smallest if none does."""
+    all_ = [Choice("hopper", *tile[:2], 4, tile[2], ping_pong=turns, persistent=stays)
+            for tile in _TILES for turns, stays in ((True, True), (True, False), (False, True))]
+    return [choice for choice in all_ if _fits(spec, choice, head_dim, value_dim, machine)] or all_[-3:]
 
 
 def _fits(spec: AttentionSpec, choice: Choice, head_dim: int, value_dim: int, machine: Machine) -> bool:

@@ -40,11 +40,15 @@ def room(spec: AttentionSpec) -> tuple[int, int]:
 
 def configure(head_dim: int, value_dim: int, itemsize: int, limits: tuple[int, int], machine: Machine) -> Choice:
     """head_dim and value_dim in elements, itemsize in bytes; limits: `room` of the spec."""
-    candidates = _FLOAT32 if itemsize == 4 else _HOPPER if _is_hopper(machine) else _OTHERS
-    for candidate in candidates:
-        if _fits(candidate, padded(head_dim), padded_value(head_dim, value_dim), itemsize, limits, machine):
-            return Choice("prefill", *candidate)
-    return Choice("prefill", *candidates[-1])
+    return candidates(head_dim, value_dim, itemsize, limits, machine)[0]
+
+
+def candidates(head_dim: int, value_dim: int, itemsize: int, limits: tuple[int, int], machine: Machine) -> list[Choice]:
+    """Those that fit, the preferred first; the smallest if none does."""
+    known = _FLOAT32 if itemsize == 4 else _HOPPER if _is_hopper(machine) else _OTHERS
+    d, dv = padded(head_dim), padded_value(head_dim, value_dim)
+    return [Choice("prefill", *tile) for tile in known if _fits(tile, d, dv, itemsize, limits, machine)] or [
+        Choice("prefill", *known[-1])]
 
 
 def _fits(candidate: tuple[int, int, int, int], d: int, dv: int, itemsize: int, limits: tuple[int, int],

@@ -1,7 +1,6 @@
 """Tiny configurations of the multi-head latent attentions of transformers: rank 12, rope 4, heads of 8 + 4 and 6 channels.
 
-Not here: GLM-5-next has no rope part; Dots3-Note and Mistral-Large-4 do not build without their vision towers; Hy-V4 has
-hyper-connections that Dynamo breaks on; a Bailing-hybrid's linear layers do not run without its kernels.
+Not here: GLM-5-next, whose keys have no rope part. Dots3-Note and Mistral-Large-4 are here as the backbones of their text.
 """
 
 from __future__ import annotations
@@ -34,6 +33,10 @@ KIMI = {
     "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "linear_head_dim": 8, "linear_num_heads": 4,
     "layer_types": ["linear_attention", "full_attention"], "mlp_layer_types": ["dense", "sparse"],
 }
+BAILING = {
+    "num_local_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 16,
+    "head_dim": 8, "layer_types": ["linear_attention", "full_attention"], "mlp_layer_types": ["dense", "sparse"],
+}
 SIZES: Mapping[str, tuple[str, dict[str, object]]] = {
     "deepseek_v2": ("DeepseekV2", EXPERTS),
     "deepseek_v3": ("DeepseekV3", EXPERTS),
@@ -47,7 +50,10 @@ SIZES: Mapping[str, tuple[str, dict[str, object]]] = {
     "youtu": ("Youtu", {}),
     "axk1": ("AXK1", EXPERTS),
     "axk2": ("AXK2", {**EXPERTS, **INDEXER}),
+    "bailing_hybrid": ("BailingHybrid", BAILING),
+    "hy_v4": ("HYV4", {**EXPERTS, "num_local_experts": 4}),
 }
+BACKBONES: Mapping[str, dict[str, object]] = {"Dots3NoteText": EXPERTS, "MistralLarge4Text": {**EXPERTS, **INDEXER}}
 BREAKS = ("longcat_flash",)
 """Those whose graph Dynamo breaks."""
 SPARSE = ("deepseek_v32", "glm_moe_dsa", "axk2")
@@ -66,12 +72,18 @@ def builder(name: str) -> Callable[[], PreTrainedModel]:
     return build
 
 
+def backbone(prefix: str) -> PreTrainedModel:
+    """The text model inside a model of text and images, with weights as transformers draws them."""
+    config = getattr(hf, f"{prefix}Config")(**{**CAUSAL, **LATENT, **BACKBONES[prefix]})
+    return getattr(hf, f"{prefix}Model")(config).eval()
+
+
 NAMES = tuple(name for name, (prefix, _) in SIZES.items() if hasattr(hf, f"{prefix}Config"))
 
 
 def sites(name: str) -> int:
     """Attentions with a softmax in the two layers."""
-    return 1 if name == "kimi_linear" else 2
+    return 1 if name in ("kimi_linear", "bailing_hybrid") else 2
 
 
 def assert_by_cost(found: list[Site], name: str) -> None:

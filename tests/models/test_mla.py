@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
@@ -96,6 +97,25 @@ def test_longcat(cache: type) -> None:
             truth = run(exact, exact)
     assert len(seen.sites) >= 2
     latents.assert_by_cost(seen.sites, "longcat_flash")
+    assert_within_twice(found, eager, truth)
+
+
+@pytest.mark.parametrize("prefix", [prefix for prefix in latents.BACKBONES if hasattr(transformers, f"{prefix}Model")])
+def test_backbones(prefix: str) -> None:
+    torch.manual_seed(0)
+    subject = latents.backbone(prefix)
+    exact = widened(copy.deepcopy(subject))
+
+    def run(model, forward) -> list[Tensor]:
+        past = StaticCache(config=model.config, max_cache_len=MAX_LEN)
+        model(input_ids=tokens(), past_key_values=past)
+        return [forward(input_ids=tokens(1, seed), past_key_values=past).last_hidden_state for seed in range(3)]
+
+    with watching() as seen:
+        found, eager = run(subject, compiled(subject.forward)), run(subject, subject)
+        with Float64():
+            truth = run(exact, exact)
+    assert_absorbed(seen)
     assert_within_twice(found, eager, truth)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.harness import Float64, assert_within_twice, compiled, root_mean_square, watching
-from tests.spellings.spelling import Inputs, Spelling
+from tests.spellings.spelling import Inputs
 
 
 def inputs(
@@ -31,15 +31,8 @@ def inputs(
     ).to(dtype)
 
 
-def left(spelling: Spelling, given: Inputs) -> Counter[str]:
-    """The one combination that is left: einsum merges the groups of a computed q [B, G, H/G, T, D] into its rows."""
-    in_two = given.kv_heads > 1 and given.heads > given.kv_heads
-    merged = spelling.layout == "5d" and spelling.product == "einsum" and spelling.scale in ("query", "both")
-    return Counter(OPERANDS=1) if merged and in_two else Counter()
-
-
-def check(program: Callable[[Inputs], Tensor], *draws: Inputs, left: Counter[str] | None = None) -> None:
-    """Value within twice eager's error from float64 over all draws; one attention seen, and fused unless `left`.
+def check(program: Callable[[Inputs], Tensor], *draws: Inputs) -> None:
+    """Value within twice eager's error from float64 over all draws; one attention seen, and fused.
 
     The draws have one shape: of a few outputs alone, eager's largest error says little of the formula's, so that of several
     draws the root mean square is compared.
@@ -55,4 +48,4 @@ def check(program: Callable[[Inputs], Tensor], *draws: Inputs, left: Counter[str
     else:
         assert root_mean_square(found, truth) <= 2 * root_mean_square(eager, truth)
     assert found[0].dtype == eager[0].dtype
-    seen.assert_each_graph(1, left or Counter())
+    seen.assert_each_graph(1, Counter())

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from tests.spellings.cases import check, inputs, left
+from tests.spellings.cases import check, inputs
 from tests.spellings.masks import MASKS
 from tests.spellings.spelling import APPLIES, EXTRAS, GROUPS, PRODUCTS, SCALES, SOFTMAXES, Spelling
 
@@ -39,22 +39,22 @@ UNIQUE = list(dict.fromkeys([*SINGLE, *PAIRS]))
 @pytest.mark.parametrize("spelling", UNIQUE, ids=label)
 def test_fused(spelling: Spelling) -> None:
     case = inputs()
-    check(spelling, case, left=left(spelling, case))
+    check(spelling, case)
 
 
 @pytest.mark.parametrize("spelling", PAIRS, ids=label)
 def test_fused_where_keys_outnumber_queries(spelling: Spelling) -> None:
     case = inputs(queries=3, keys=9)
-    check(spelling, case, left=left(spelling, case))
+    check(spelling, case)
 
 
 @pytest.mark.parametrize("spelling", [PLAIN, *PAIRS[:4]], ids=label)
 def test_fused_in_bfloat16(spelling: Spelling) -> None:
     case = inputs(dtype=torch.bfloat16)
-    check(spelling, case, left=left(spelling, case))
+    check(spelling, case)
 
 
 @pytest.mark.parametrize("spelling", [PLAIN, PAIRS[2]], ids=label)
 def test_a_single_query(spelling: Spelling) -> None:
     case = inputs(queries=1, keys=9)
-    check(spelling, case, left=left(spelling, case))
+    check(spelling, case)

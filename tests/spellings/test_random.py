@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.spellings.cases import check, inputs, left
+from tests.spellings.cases import check, inputs
 from tests.spellings.masks import MASKS
 from tests.spellings.spelling import APPLIES, EXTRAS, GROUPS, PRODUCTS, SCALES, SOFTMAXES, Spelling
 
@@ -28,4 +28,4 @@ def test_any_spelling(
     queries = max(1, keys - fewer)
     shape = (batch, queries, keys, kv_heads * group, kv_heads, width)
     draws = [inputs(*shape, seed=seed + extra) for extra in range(8)]
-    check(spelling, *draws, left=left(spelling, draws[0]))
+    check(spelling, *draws)
