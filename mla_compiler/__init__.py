@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# Without PooledCache, which needs transformers: a star import must not.
 __all__ = [
-    "AttentionSpec", "FlashMLAError", "KVPool", "OptionError", "Options", "PoolError", "PoolExhausted", "PooledCache", "Reason",
-    "Report", "Site", "StrictError", "__version__", "explain", "flashmla", "reports",
+    "AttentionSpec", "FlashMLAError", "KVPool", "OptionError", "Options", "PoolError", "PoolExhausted", "Reason", "Report",
+    "Site", "StrictError", "__version__", "explain", "flashmla", "reports",
 ]
 
 _HOME = {
@@ -35,9 +36,9 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     """The public name, from the module it lives in. Raises AttributeError for any other."""
     if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(sorted(_HOME))}")
     return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_HOME})
