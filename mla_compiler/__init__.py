@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .ir import AttentionSpec, Reason, Site
     from .options import Options
     from .pool import KVPool
-    from .pool.cache import PooledCache
+    from .pool.cache import PooledCache as PooledCache
     from .report import Report, reports
 
 __version__ = "0.1.0"
