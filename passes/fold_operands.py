@@ -132,7 +132,7 @@ def _one_head(node: Node, index: tuple[sympy.Basic, ...]) -> tuple[int | None, t
     strides = node.meta["val"].stride()
     for dim, at in enumerate(index[:-1]):
         size = size_of(node, dim + 1)
-        adjacent = bool(sympy.sympify(strides[dim]) == size * strides[dim + 1]) if size.is_Integer else False
+        adjacent = size.is_Integer and size > 1 and bool(sympy.sympify(strides[dim]) == size * strides[dim + 1])
         if adjacent and at == E.FloorDiv(E.h, size) and index[dim + 1] == E.PythonMod(E.h, size):
             return dim, (*index[:dim], E.h, *index[dim + 2 :])
     return None, index
