@@ -1,6 +1,6 @@
 """AttentionSpec  =>  the source of its kernel: the functions of the spec in front of a fixed body.
 
-The body is `scan.py` and the files of a family, word for word; the functions take the place of those in `hooks.py`.
+The body is a few files of a family, word for word; the functions take the place of those in `hooks.py`.
 The text depends on the spec and the family alone: shapes, strides and blocks are arguments.
 """
 
@@ -11,6 +11,7 @@ import json
 import math
 import re
 import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,8 +29,9 @@ _JIT_END = "])"
 _HERE = Path(__file__).parent
 _BODY = {
     "prefill": ("scan.py", "prefill/kernel.py"),
-    "decode": ("scan.py", "decode/balance.py", "decode/merge.py", "decode/kernel.py"),
-    "mla": ("scan.py", "mla/tile.py", "mla/kernel.py"), "tokens": ("scan.py", "mla/tile.py", "tokens/kernel.py"),
+    "decode": ("scan.py", "decode/balance.py", "decode/merge.py", "packed.py", "decode/kernel.py"),
+    "mla": ("scan.py", "packed.py", "mla/tile.py", "mla/kernel.py"),
+    "tokens": ("scan.py", "packed.py", "mla/tile.py", "tokens/kernel.py"),
 }
 _GLUON = {
     "hopper": ("hopper/tiles.py", "hopper/softmax.py", "hopper/multiply.py", "hopper/kernel.py"),
@@ -46,34 +48,32 @@ def source(spec: AttentionSpec, family: str) -> str:
     if family in _GLUON:
         return _gluon(spec, family)
     files = [_HERE / name for name in _BODY[family]]
-    used = frozenset().union(*(hook.used for hook in hooks(spec)))
-    helpers = [text for name, text in _functions(_HERE / "arithmetic.py").items() if name in used]
-    own = [hook.text(operands(spec)) for hook in hooks(spec)]
-    body = {name: text for file in files for name, text in _functions(file).items()}
-    entry = body.pop(family)
-    return _header(spec, _docstring(files[-1])) + "\n\n\n".join(
-        [_flags(spec, files), *helpers, *own, *body.values(), _entry(spec, entry)]) + "\n"
+    return _module(spec, family, files, _flags(spec, files), hooks(spec))
 
 
 def _gluon(spec: AttentionSpec, family: str) -> str:
     """The module of a Gluon kernel: its hooks are the same text, in Gluon's names."""
-    parts = [_HERE / name for name in _GLUON[family]]
-    kernel = parts[-1]
+    files = [_HERE / name for name in _GLUON[family]]
     wanted = [hook for hook in hooks(spec) if hook.name not in ("residue", "tile_class")]
-    used = frozenset().union(*(hook.used for hook in wanted))
-    helpers = [text for name, text in _functions(_HERE / "arithmetic.py").items() if name in used]
-    own = [_in_gluon(text) for text in (*helpers, *(hook.text(operands(spec)) for hook in wanted))]
-    body = {name: text for path in parts for name, text in _functions(path).items()}
-    entry = body.pop(family)
     flags = {
         "HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_SINK": spec.sink is not None, "SCALE": _scale(spec),
     }
     if family != "hopper":
         flags["CHOSEN"] = family == "tokens_hopper"
     constants = [f"{name} = gl.constexpr({value})" for name, value in flags.items()]
-    constants += [text for path in parts for name, text in _assignments(path).items() if name not in flags]
-    head = "\n".join([_imports(*parts), "", *constants])
-    return _header(spec, _docstring(kernel)) + "\n\n\n".join([head, *own, *body.values(), _entry(spec, entry)]) + "\n"
+    constants += [text for path in files for name, text in _assignments(path).items() if name not in flags]
+    return _module(spec, family, files, "\n".join([_imports(*files), "", *constants]), wanted, _in_gluon)
+
+
+def _module(spec: AttentionSpec, family: str, files: list[Path], head: str, wanted: Sequence[Hook],
+            translate: Callable[[str], str] = str) -> str:
+    """Docstring, head, what the hooks need, the hooks, the functions of the files, the kernel."""
+    used = frozenset().union(*(hook.used for hook in wanted))
+    helpers = [text for name, text in _functions(_HERE / "arithmetic.py").items() if name in used]
+    own = [translate(text) for text in (*helpers, *(hook.text(operands(spec)) for hook in wanted))]
+    body = {name: text for file in files for name, text in _functions(file).items()}
+    entry = body.pop(family)
+    return _header(spec, _docstring(files[-1])) + "\n\n\n".join([head, *own, *body.values(), _entry(spec, entry)]) + "\n"
 
 
 def _in_gluon(text: str) -> str:

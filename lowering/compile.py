@@ -14,8 +14,8 @@ import torch
 
 from ..errors import OptionError
 from ..ir import AttentionSpec, Site
-from . import codegen, disassembly
-from .choice import Choice, padded, padded_value
+from . import codegen, disassembly, gpu, gpu_latent, tma
+from .choice import Choice
 from .decode import launch as decode
 from .hopper import launch as hopper
 from .machine import MACHINES, Machine, machine_of
@@ -108,11 +108,7 @@ def compile_kernel(
     if choice.family == "hopper":
         built = _build_hopper(function, spec.group, choice, head_dim, value_dim, dtype, arch)
         return record(built, choice.family, arch, str(spec), str(choice), source)
-    constants = {
-        "D": head_dim, "DV": value_dim, "GROUP": spec.group, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n,
-        "BLOCK_D": padded(head_dim), "BLOCK_DV": padded_value(head_dim, value_dim), "STAGES": choice.stages, "UPCAST": False,
-        **decode.constants(choice),
-    }
+    constants = {**gpu.blocks(spec, choice, head_dim, value_dim), **decode.constants(choice)}
     types = dict.fromkeys(("q", "k", "v", "out"), _DTYPES[dtype])
     types |= {"workspace": "*fp32", "counters": "*i32"}
     built = build(function, types, constants, arch, choice.warps, choice.stages)
@@ -132,17 +128,11 @@ def compile_latent(
     in_parts, kind = choice.kv_splits > 1, _DTYPES[dtype]
     types = dict.fromkeys(("q_latent", "q_rope", "latent", "rope", "out"), kind)
     types |= {"lse": "*fp32", "pages": "*i32", "chosen": "*i64"} | ({"out": "*fp32"} if in_parts else {})
-    registers = 0
-    if choice.family in latent.FAMILIES:
-        registers, constants = latent.REGISTERS, latent.constants(rank, width, choice.block_n, choice.stages, paged, in_parts)
+    registers = tma.REGISTERS if choice.family in latent.FAMILIES else 0
     if choice.family == "mla_hopper":
         for name, tile in latent.tiles(rank, width, choice.block_n).items():
-            types[name] = f"tensordesc<{kind.removeprefix('*')}{[1, *tile]},{latent.layout(*tile, dtype)!r}>"
-    if choice.family not in latent.FAMILIES:
-        constants = {
-            "R": rank, "P": width, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n, "BLOCK_R": padded(rank),
-            "BLOCK_P": padded(width), "STAGES": choice.stages, "IN_PAGES": paged, "IN_PARTS": in_parts, "UPCAST": False,
-        }
+            types[name] = tma.tile_type(kind.removeprefix("*"), [1, *tile], dtype)
+    constants = gpu_latent.constants(choice, rank, width, paged)
     built = build(function, types, constants, arch, choice.warps, choice.stages, registers)
     return record(built, choice.family, arch, str(spec), str(choice), source)
 
@@ -153,9 +143,9 @@ def _build_hopper(
     """The Gluon kernel: its operands come as TMA descriptors."""
     kind = _DTYPES[dtype].removeprefix("*")
     tiles = hopper.tiles(choice, head_dim, value_dim)
-    types = {name: f"tensordesc<{kind}{[1, 1, *tile]},{hopper.layout(*tile, dtype)!r}>" for name, tile in tiles.items()}
+    types = {name: tma.tile_type(kind, [1, 1, *tile], dtype) for name, tile in tiles.items()}
     constants = hopper.constants(group, choice, head_dim, value_dim)
-    return build(function, types | {"out": _DTYPES[dtype]}, constants, arch, choice.warps, choice.stages, hopper.REGISTERS)
+    return build(function, types | {"out": _DTYPES[dtype]}, constants, arch, choice.warps, choice.stages, tma.REGISTERS)
 
 
 def build(

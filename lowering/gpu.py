@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..ir import TILE, AttentionSpec
 from ..ops import output_like
-from . import codegen, modules, tune
+from . import codegen, modules, tma, tune
 from .checks import check_operands
 from .choice import Choice, padded, padded_value
 from .decode import launch as decode
@@ -79,23 +79,24 @@ def launch(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor,
         elif choice.family == "prefill":
             _prefill(spec, choice, q, k, v, given, out)
         else:
-            decode.launch(kernel(spec, "decode"), spec.group, choice, q, k, v, given, blocks(spec, choice, q, v), out)
+            constants = blocks(spec, choice, q.shape[3], v.shape[3], upcast(q.dtype))
+            decode.launch(kernel(spec, "decode"), spec.group, choice, q, k, v, given, constants, out)
 
 
 def _hopper(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor) -> None:
     """By TMA, or by the plain kernel where TMA cannot address a tensor."""
-    if not hopper.describable(q, k, v, out):
+    if not tma.describable(q, k, v, out):
         plain = prefill.configure(q.shape[3], v.shape[3], q.itemsize, prefill.room(spec), machine_of(q.device))
         return _prefill(spec, plain, q, k, v, given, out)
     return hopper.launch(kernel(spec, "hopper"), spec.group, choice, q, k, v, given, out)
 
 
 def _prefill(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor) -> None:
-    batch, heads, queries, _ = q.shape
+    batch, heads, queries, head_dim = q.shape
     grid = (batch * heads * -(-queries // choice.block_m),)
     arguments = (q, q.stride(), k, k.stride(), v, v.stride(), out, out.stride(), heads, queries, k.shape[2], *given)
-    start(kernel(spec, "prefill").prefill, grid, arguments, blocks(spec, choice, q, v), choice.warps, choice.stages,
-          q.device.index)
+    constants = blocks(spec, choice, head_dim, v.shape[3], upcast(q.dtype))
+    start(kernel(spec, "prefill").prefill, grid, arguments, constants, choice.warps, choice.stages, q.device.index)
 
 
 def summarize(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,14 +125,18 @@ def kernel(spec: AttentionSpec, family: str) -> ModuleType:
     return modules.load(codegen.source(spec, family), family)
 
 
-def blocks(spec: AttentionSpec, choice: Choice, q: Tensor, v: Tensor) -> dict[str, Any]:
+def blocks(spec: AttentionSpec, choice: Choice, head_dim: int, value_dim: int, upcast: bool = False) -> dict[str, Any]:
     """The constexpr arguments that both kernels have."""
-    head_dim, value_dim = q.shape[3], v.shape[3]
     return {
         "D": head_dim, "DV": value_dim, "GROUP": spec.group, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n,
         "BLOCK_D": padded(head_dim), "BLOCK_DV": padded_value(head_dim, value_dim), "STAGES": choice.stages,
-        "UPCAST": q.dtype == torch.bfloat16 and interpreted(),
+        "UPCAST": upcast,
     }
+
+
+def upcast(dtype: torch.dtype) -> bool:
+    """Whether products are taken in float32: the interpreter has none in bfloat16."""
+    return dtype == torch.bfloat16 and interpreted()
 
 
 def operands(spec: AttentionSpec, tables: list[Tensor], sizes: list[int], scalars: list[float]) -> list[Any]:

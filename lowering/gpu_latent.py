@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ..ir import AttentionSpec
 from ..ops import output_like
-from . import gpu
+from . import gpu, tma
 from .checks_latent import PAGE, check_latent_operands
 from .choice import Choice, padded
+from .launch import launch as start
 from .machine import Machine, machine_of
 from .mla import hopper_launch as hopper
 from .mla.config import Shape, configure
@@ -91,11 +92,14 @@ def launch(spec: AttentionSpec, choice: Choice, given: Latents, operands: list[A
         lse = out.new_empty((splits, batch, heads, queries), dtype=torch.float32)
     sizes = [batch, heads, queries, given.keys, *([] if given.tokens is None else [shape.keys]), splits]
     kernel = getattr(gpu.kernel(spec, choice.family), choice.family)
+    grid = (splits * -(-shape.rows // choice.block_m) * shape.items,)
+    arguments = (*_operands(choice, given), parts, out.stride(), lse, *sizes, *operands)
+    fixed = constants(choice, rank, shape.rope, given.pages is not None, gpu.upcast(given.latent.dtype))
     with torch.cuda.device_of(out):
-        kernel[(splits * -(-shape.rows // choice.block_m) * shape.items,)](
-            *_operands(choice, given), parts, out.stride(), lse, *sizes, *operands, **constants(choice, given),
-            **_options(choice),
-        )
+        if choice.family in hopper.FAMILIES:  # a descriptor is more than `start` knows to tell apart
+            kernel[grid](*arguments, **fixed, num_warps=choice.warps, maxnreg=tma.REGISTERS)
+        else:
+            start(kernel, grid, arguments, fixed, choice.warps, choice.stages, out.device.index)
         if lse is not None:
             _merge(parts, lse, out)
 
@@ -106,16 +110,10 @@ def _operands(choice: Choice, given: Latents) -> list[Any]:
     pages = _with_strides(given.pages) if given.pages is not None else [None, (0, 0)]
     if choice.family == "mla_hopper":
         wanted = hopper.tiles(given.q_latent.shape[3], given.rope.shape[2], choice.block_n)
-        latents = [hopper.describe(getattr(given, name), *tile) for name, tile in wanted.items()]
+        latents = [tma.describe(getattr(given, name), *tile) for name, tile in wanted.items()]
     else:
         latents = _with_strides(given.latent, given.rope, *([] if given.tokens is None else [given.tokens]))
     return [*queries, *latents, *pages]
-
-
-def _options(choice: Choice) -> dict[str, int]:
-    if choice.family in hopper.FAMILIES:
-        return {"num_warps": choice.warps, "maxnreg": hopper.REGISTERS}
-    return {"num_warps": choice.warps, "num_stages": choice.stages}
 
 
 def _merge(parts: Tensor, lse: Tensor, out: Tensor) -> None:
@@ -123,21 +121,21 @@ def _merge(parts: Tensor, lse: Tensor, out: Tensor) -> None:
 
     splits, batch, heads, queries, rank = parts.shape
     rows, block = batch * heads * queries, min(MERGED_COLUMNS, padded(rank))
-    merge[(rows * -(-rank // block),)](
-        parts, lse, out, out.stride(), rows, heads, queries, splits, R=rank, BLOCK_R=block, num_warps=4)
+    start(merge, (rows * -(-rank // block),), (parts, lse, out, out.stride(), rows, heads, queries, splits),
+          {"R": rank, "BLOCK_R": block}, 4, 3, out.device.index)
 
 
 def _with_strides(*tensors: Tensor) -> list[Any]:
     return [argument for tensor in tensors for argument in (tensor, tensor.stride())]
 
 
-def constants(choice: Choice, given: Latents) -> dict[str, Any]:
+def constants(choice: Choice, rank: int, width: int, paged: bool, upcast: bool = False) -> dict[str, Any]:
     """The constexpr arguments of a kernel."""
-    rank, width = given.q_latent.shape[3], given.rope.shape[2]
+    in_parts = choice.kv_splits > 1
     if choice.family in hopper.FAMILIES:
-        return hopper.constants(rank, width, choice.block_n, choice.stages, given.pages is not None, choice.kv_splits > 1)
+        return hopper.constants(rank, width, choice.block_n, choice.stages, paged, in_parts)
     return {
         "R": rank, "P": width, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n, "BLOCK_R": padded(rank),
-        "BLOCK_P": padded(width), "STAGES": choice.stages, "IN_PAGES": given.pages is not None,
-        "IN_PARTS": choice.kv_splits > 1, "UPCAST": given.latent.dtype == torch.bfloat16 and gpu.interpreted(),
+        "BLOCK_P": padded(width), "STAGES": choice.stages, "IN_PAGES": paged, "IN_PARTS": in_parts,
+        "UPCAST": upcast,
     }

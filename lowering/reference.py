@@ -57,8 +57,12 @@ def attend(
     """
     spec = AttentionSpec.parse(text)
     a, sink = logits(q.to(dtype), k.to(dtype), tables, sizes, scalars, spec, product)
+    return weighted(a, sink, v.to(dtype).repeat_interleave(spec.group, 1), product)
+
+
+def weighted(a: Tensor, sink: Tensor, v: Tensor, product: Callable[[Tensor, Tensor], Tensor] = torch.matmul) -> Tensor:
+    """softmax of a [B, H, T, S] and the sink [B, H, T, 1], times v [B, H, S, Dv], in v's dtype; 0 in a row of -inf alone."""
     a = torch.cat([a, sink], -1)
     p = (a - a.amax(-1, keepdim=True).clamp(min=torch.finfo(a.dtype).min)).exp()
     total = p.sum(-1, keepdim=True)
-    weights = torch.where(total == 0, 0, p / total)[..., :-1].to(dtype)
-    return product(weights, v.to(dtype).repeat_interleave(spec.group, 1))
+    return product(torch.where(total == 0, 0, p / total)[..., :-1].to(v.dtype), v)

@@ -121,6 +121,11 @@ class AttentionSpec:
         return tuple(sorted(names, key=lambda name: (int(name[1:]), name)))
 
     @property
+    def conjuncts(self) -> tuple[sympy.Basic, ...]:
+        """The conditions that the residue joins by `and`: True alone if there is none."""
+        return self.residue.args if isinstance(self.residue, sympy.And) else (self.residue,)
+
+    @property
     def predicate(self) -> sympy.Basic:
         """visible(b, h, i, j), as one condition."""
         bounds = [] if self.lo == 0 else [self.lo <= E.j]

@@ -24,17 +24,13 @@ from .build import Builder
 def match(spec: AttentionSpec) -> list[tuple[E.Load, E.Load]]:
     """The conjuncts T[..., i] == T[..., j] of one table, as (load at i, load at j)."""
     found = []
-    for term in _conjuncts(spec):
+    for term in spec.conjuncts:
         if isinstance(term, sympy.Eq) and isinstance(term.lhs, E.Load) and isinstance(term.rhs, E.Load):
             at_i, at_j = sorted((term.lhs, term.rhs), key=lambda load: load.index[-1] == E.j)
             lead = {symbol for load in (at_i, at_j) for at in load.index[:-1] for symbol in at.free_symbols}
             if at_i.name == at_j.name and (at_i.index[-1], at_j.index[-1]) == (E.i, E.j) and not lead & {E.i, E.j}:
                 found.append((at_i, at_j))
     return found
-
-
-def _conjuncts(spec: AttentionSpec) -> tuple[sympy.Basic, ...]:
-    return spec.residue.args if isinstance(spec.residue, sympy.And) else (spec.residue,)
 
 
 def rewrite(spec: AttentionSpec, known: dict[str, Node], builder: Builder, leaves: dict[str, Node]) -> AttentionSpec:
@@ -54,6 +50,6 @@ def rewrite(spec: AttentionSpec, known: dict[str, Node], builder: Builder, leave
         )
         nowhere.append(sympy.Or(high_i < low_j, high_j < low_i))
         everywhere.append(sympy.And(sympy.Eq(low_i, high_j), sympy.Eq(high_i, low_j)))
-    whole = len(pairs) == len(_conjuncts(spec))
+    whole = len(pairs) == len(spec.conjuncts)
     some = E.Where(sympy.And(*everywhere), sympy.Integer(2), sympy.Integer(1)) if whole else sympy.Integer(1)
     return dataclasses.replace(spec, tile=E.Where(sympy.Or(*nowhere), sympy.Integer(0), some))

@@ -33,8 +33,7 @@ class Summary:
 
 def match(spec: AttentionSpec) -> list[E.Load]:
     """The loads whose last index is j itself and that must not be 0: conjuncts of the residue."""
-    conjuncts = spec.residue.args if isinstance(spec.residue, sympy.And) else (spec.residue,)
-    return [load for term in conjuncts if (load := _mask_load(term)) is not None]
+    return [load for term in spec.conjuncts if (load := _mask_load(term)) is not None]
 
 
 def _mask_load(term: sympy.Basic) -> E.Load | None:

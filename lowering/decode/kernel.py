@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from ..hooks import HAS_RESIDUE, HAS_SINK, sink
+from ..packed import load_packed
 from ..scan import hull, join_sink, normalise, nothing, scan, tile_range, visit
 from .balance import extents, item_at, item_in_line, share
 from .merge import merge, slot_of, store_part, store_rows
@@ -26,14 +27,6 @@ def rows_of(x, r0, H, T, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, R: tl.const
     row = (x % tiles * BLOCK_M + r0 + tl.arange(0, R))[:, None]
     r = tl.minimum(row, GROUP * T - 1)                              # rows past the end repeat the last one, unstored
     return x // tiles, x // tiles * GROUP + r // T, r % T, row < GROUP * T
-
-
-@triton.jit
-def load_packed(q, q_strides, b64, h, i, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """q[b, h, i, :] [M, BLOCK_D] for rows h, i [M, 1]."""
-    o_d = tl.arange(0, BLOCK_D)[None, :]
-    p = q + b64 * q_strides[0] + h.to(tl.int64) * q_strides[1] + i.to(tl.int64) * q_strides[2]
-    return tl.load(p + o_d.to(tl.int64) * q_strides[3], mask=o_d < D, other=0.0)
 
 
 @triton.jit

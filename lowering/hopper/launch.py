@@ -1,30 +1,16 @@
-"""q, k, v as TMA descriptors, and the launch. Triton is imported at the first call."""
+"""q, k, v as TMA descriptors, and the launch."""
 
 from __future__ import annotations
 
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..choice import Choice, padded
 from ..machine import machine_of
+from ..tma import REGISTERS, describe
 from .config import ROWS, columns, section
-
-REGISTERS = 168
-"""Per thread at the start: 12 warps together have 64 K."""
-
-
-def describable(*tensors: Tensor) -> bool:
-    """Whether TMA can address them: a unit stride in the last dim, 16-byte multiples in the others, an aligned start."""
-    return all(_describable(x) for x in tensors)
-
-
-def _describable(x: Tensor) -> bool:
-    strides = [stride * x.itemsize for stride, size in zip(x.stride()[:3], x.shape[:3], strict=True) if size > 1]
-    aligned = all(0 < stride < 1 << 40 and stride % 16 == 0 for stride in strides)
-    return aligned and (x.stride(3) == 1 or x.shape[3] == 1) and x.data_ptr() % 16 == 0
 
 
 def launch(
@@ -60,20 +46,3 @@ def constants(group: int, choice: Choice, head_dim: int, value_dim: int) -> dict
         "DV": value_dim, "GROUP": group, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n, "BLOCK_D": wide,
         "BLOCK_REST": rest, "STAGES": choice.stages, "PING_PONG": choice.ping_pong,
     }
-
-
-def layout(rows: int, dim: int, dtype: torch.dtype) -> Any:
-    """How a tile [1, 1, rows, dim] lies in shared memory."""
-    from triton.experimental.gluon import language as gl
-
-    kind = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}[dtype]
-    return gl.NVMMASharedLayout.get_default_for([1, 1, rows, dim], kind)
-
-
-def describe(x: Tensor, rows: int, dim: int) -> Any:
-    """x [B, H, S, D] in tiles of rows x dim; what lies outside reads as 0. The stride of a size of 1 is never used."""
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
-    unused = -(-x.numel() // 8) * 8
-    strides = [stride if size > 1 else unused for stride, size in zip(x.stride()[:3], x.shape[:3], strict=True)]
-    return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, 1, rows, dim], layout(rows, dim, x.dtype))

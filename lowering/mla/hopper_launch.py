@@ -1,4 +1,4 @@
-"""What the Hopper kernel serves; latents as TMA descriptors, and its constants. Triton is imported at the first call."""
+"""What the Hopper kernels of latents serve, their tiles and constants."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from ...ir import AttentionSpec
 from ..choice import padded
 from ..hopper.config import has_gluon
 from ..machine import Machine
+from ..tma import describable, unit_stride
 
-REGISTERS = 168
-"""Per thread at the start: 12 warps together have 64 K."""
 FAMILIES = ("mla_hopper", "tokens_hopper")
 _RANKS = (128, 256, 512)
 
@@ -30,18 +29,7 @@ def serves(spec: AttentionSpec, rank: int, width: int, dtype: torch.dtype, machi
 
 def addressable(q_latent: Tensor, q_rope: Tensor, latent: Tensor, rope: Tensor) -> bool:
     """Whether TMA can address the latents, and q has unit strides."""
-    return all(_unit(x) for x in (q_latent, q_rope)) and all(_describable(x) for x in (latent, rope))
-
-
-def _unit(x: Tensor) -> bool:
-    return x.stride(-1) == 1 or x.shape[-1] == 1
-
-
-def _describable(x: Tensor) -> bool:
-    """A unit stride in the last dim, multiples of 16 bytes in the others, an aligned start."""
-    strides = [stride * x.itemsize for stride, size in zip(x.stride()[:-1], x.shape[:-1], strict=True) if size > 1]
-    aligned = all(0 < stride < 1 << 40 and stride % 16 == 0 for stride in strides)
-    return aligned and _unit(x) and x.data_ptr() % 16 == 0
+    return unit_stride(q_latent) and unit_stride(q_rope) and describable(latent, rope)
 
 
 def constants(rank: int, width: int, block_n: int, stages: int, paged: bool, in_parts: bool) -> dict[str, Any]:
@@ -55,20 +43,3 @@ def constants(rank: int, width: int, block_n: int, stages: int, paged: bool, in_
 def tiles(rank: int, width: int, block_n: int) -> dict[str, tuple[int, int]]:
     """Rows and columns of the tile of each descriptor, in the order of the kernel's arguments."""
     return {"latent": (block_n, padded(rank) // 2), "rope": (block_n, padded(width))}
-
-
-def layout(rows: int, dim: int, dtype: torch.dtype) -> Any:
-    """How a tile [1, rows, dim] lies in shared memory."""
-    from triton.experimental.gluon import language as gl
-
-    kind = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}[dtype]
-    return gl.NVMMASharedLayout.get_default_for([1, rows, dim], kind)
-
-
-def describe(x: Tensor, rows: int, dim: int) -> Any:
-    """x [B, S, D] in tiles of rows x dim; what lies outside reads as 0. The stride of a size of 1 is never used."""
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
-    unused = -(-x.numel() // 8) * 8
-    strides = [stride if size > 1 else unused for stride, size in zip(x.stride()[:-1], x.shape[:-1], strict=True)]
-    return TensorDescriptor(x, list(x.shape), [*strides, 1], [1, rows, dim], layout(rows, dim, x.dtype))

@@ -15,8 +15,9 @@ import triton
 import triton.language as tl
 
 from ..hooks import HAS_LO, HAS_RESIDUE, HAS_SINK, residue, sink
+from ..packed import load_packed
 from ..scan import hull, join_sink, nothing, tile_range
-from .tile import load_packed, load_tile, place, store_rows, visit
+from .tile import load_tile, place, store_rows, visit
 
 
 @triton.jit(do_not_specialize=["B", "H", "T", "S", "SPLITS"])

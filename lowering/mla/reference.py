@@ -6,14 +6,14 @@ the same formula in the working dtype, which sets the tolerance.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ...ir import AttentionSpec
-from ..reference import logits
+from ..reference import logits, weighted
 
 
 def paged(x: Tensor, pages: Tensor) -> Tensor:
@@ -30,16 +30,14 @@ def chosen(tokens: Tensor, keys: int) -> Tensor:
 def attend_latent(
     q_latent: Tensor, q_rope: Tensor, latent: Tensor, rope: Tensor, tokens: Tensor | None, pages: Tensor | None,
     tables: Sequence[Tensor], sizes: Sequence[int], scalars: Sequence[float], text: str, dtype: torch.dtype = torch.float64,
+    product: Callable[[Tensor, Tensor], Tensor] = torch.matmul,
 ) -> Tensor:
     """q_latent [B, H, T, R], q_rope [B, H, T, P], latent [B, S, R], rope [B, S, P] -> [B, H, T, R], contiguous, of `dtype`."""
     if pages is not None:
         latent, rope = paged(latent, pages), paged(rope, pages)
     spec = replace(AttentionSpec.parse(text), group=q_latent.shape[1])
     q, k = torch.cat([q_latent, q_rope], -1).to(dtype), torch.cat([latent, rope], -1).to(dtype)[:, None]
-    a, sink = logits(q, k, tables, sizes, scalars, spec)
+    a, sink = logits(q, k, tables, sizes, scalars, spec, product)
     if tokens is not None:
         a = a.masked_fill(~chosen(tokens, k.shape[2]), -torch.inf)
-    a = torch.cat([a, sink], -1)
-    p = (a - a.amax(-1, keepdim=True).clamp(min=torch.finfo(a.dtype).min)).exp()
-    total = p.sum(-1, keepdim=True)
-    return torch.where(total == 0, 0, p / total)[..., :-1].to(dtype) @ latent.to(dtype)[:, None]
+    return weighted(a, sink, latent.to(dtype)[:, None].expand(-1, q.shape[1], -1, -1), product)

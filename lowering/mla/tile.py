@@ -14,14 +14,6 @@ PAGE = tl.constexpr(64)
 
 
 @triton.jit
-def load_packed(q, q_strides, b64, h, i, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """q[b, h, i, :] [M, BLOCK_D] for rows h, i [M, 1]."""
-    o_d = tl.arange(0, BLOCK_D)[None, :]
-    p = q + b64 * q_strides[0] + h.to(tl.int64) * q_strides[1] + i.to(tl.int64) * q_strides[2]
-    return tl.load(p + o_d.to(tl.int64) * q_strides[3], mask=o_d < D, other=0.0)
-
-
-@triton.jit
 def load_keys(x, x_strides, block, row, m_n, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """x[block, row, :] [N, BLOCK_D] for row [N] and block, one or [N], int64; 0 and not read where not m_n [N]."""
     p = x + block * x_strides[0] + row * x_strides[1]

@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 
 from ..hooks import HAS_RESIDUE, HAS_SINK, residue, sink
-from ..mla.tile import load_keys, load_packed, place, store_rows, visit
+from ..mla.tile import load_keys, place, store_rows, visit
+from ..packed import load_packed
 from ..scan import hull, join_sink, nothing, tile_range
 
 

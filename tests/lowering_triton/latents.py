@@ -13,6 +13,7 @@ from mla_compiler.lowering.checks_latent import PAGE
 from mla_compiler.lowering.choice import Choice
 from mla_compiler.lowering.gpu_latent import Latents
 from mla_compiler.lowering.machine import machine_of
+from mla_compiler.lowering.mla.reference import attend_latent
 
 from . import cases
 
@@ -97,22 +98,7 @@ def run(case: Case, given: Latents, tables: list[Tensor]) -> Tensor:
 
 def truth(case: Case, given: Latents, tables: list[Tensor], dtype: torch.dtype = torch.float64, product=torch.matmul) -> Tensor:
     """[B, H, T, R] of `dtype`, by the formula, over all keys; memory that is no key is never touched."""
-    latent, rope = given.latent, given.rope
-    if given.pages is not None:
-        latent, rope = (x[given.pages.long()].flatten(1, 2) for x in (latent, rope))
-    spec = replace(AttentionSpec.parse(case.spec), group=case.heads)
-    q, k = (torch.cat(pair, -1).to(dtype) for pair in ((given.q_latent, given.q_rope), (latent, rope)))
-    a, sink = reference.logits(q, k[:, None], tables, case.sizes, case.scalars, spec, product)
-    if given.tokens is not None:
-        seen = torch.zeros(case.batch, case.queries, latent.shape[1] + 1, dtype=torch.bool)
-        inside = (given.tokens >= 0) & (given.tokens < latent.shape[1])
-        seen.scatter_(2, torch.where(inside, given.tokens, latent.shape[1]), True)
-        a = a.masked_fill(~seen[:, None, :, :-1], -torch.inf)
-    a = torch.cat([a, sink], -1)
-    p = (a - a.amax(-1, keepdim=True).clamp(min=torch.finfo(a.dtype).min)).exp()
-    total = p.sum(-1, keepdim=True)
-    weights = torch.where(total == 0, 0, p / total)[..., :-1].to(dtype)
-    return product(weights, latent.to(dtype)[:, None].expand(-1, case.heads, -1, -1))
+    return attend_latent(*vars(given).values(), tables, case.sizes, case.scalars, case.spec, dtype, product)
 
 
 def errors(case: Case, device: str = "cpu") -> tuple[float, float]:

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from mla_compiler.ir import AttentionSpec
-from mla_compiler.lowering import codegen, gpu, reference
+from mla_compiler.lowering import codegen, gpu, reference, tma
 from mla_compiler.lowering.choice import padded
 from mla_compiler.lowering.compile import compile_kernel
-from mla_compiler.lowering.hopper import launch
 from mla_compiler.lowering.hopper.config import columns, configure, section
 from mla_compiler.lowering.machine import MACHINES
 from mla_compiler.lowering.prefill.config import room
@@ -76,9 +75,9 @@ def test_a_section_divides_the_heads():
 
 def test_tma_addresses_multiples_of_16_bytes():
     x = torch.zeros(2, 4, 8, 64, dtype=torch.bfloat16)
-    assert launch.describable(x, x.transpose(1, 2), x[:, :1].transpose(1, 2), x[..., :32])
+    assert tma.describable(x, x.transpose(1, 2), x[:, :1].transpose(1, 2), x[..., :32])
     for bad in (x.transpose(2, 3), x[..., 1:], x[..., ::2], x[:, :, :1].expand(2, 4, 8, 64), x.new_zeros(2, 4, 8, 60)):
-        assert not launch.describable(x, bad)
+        assert not tma.describable(x, bad)
 
 
 # ---------------------------------------------------------------------------------------------------------------- GPU

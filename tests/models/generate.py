@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 from transformers import CompileConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from tests.harness import BACKEND, FAST, Steps, compiled
+from tests.harness import BACKEND, FAST, Seen, Steps, compiled, watching
+from tests.models.architectures import ARCHITECTURES, model
+from tests.models.expected import left
 from tests.models.scenarios import BATCH, PROMPT, floats, padding_mask, tokens
 
 NEW_TOKENS = 6
@@ -56,6 +58,17 @@ def generate_dynamic(model: PreTrainedModel) -> tuple[Tensor, Steps]:
         return greedy(model, cache_implementation="dynamic"), steps
     finally:
         model.forward = eager
+
+
+def check(name: str, cache: str) -> Seen:
+    """The compiled model's greedy tokens are eager's; all attention is fused; nothing compiles after the third step."""
+    subject = model(name)
+    with watching() as seen:
+        text, steps = (generate_static if cache == "static" else generate_dynamic)(subject)
+    assert torch.equal(text, generate_eager(subject, cache))
+    seen.assert_each_graph(ARCHITECTURES[name].decode_sites, left(name, f"generate_{cache}"))
+    steps.assert_settled(3)
+    return seen
 
 
 def generate_eager(model: PreTrainedModel, cache: str) -> Tensor:

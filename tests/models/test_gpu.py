@@ -52,12 +52,7 @@ def test_forward(name: str, scenario_name: str) -> None:
 
 @pytest.mark.parametrize(("name", "cache"), GENERATE)
 def test_generate(name: str, cache: str) -> None:
-    subject = model(name)
-    with watching() as seen:
-        text, steps = getattr(generate, f"generate_{cache}")(subject)
-    assert torch.equal(text, generate.generate_eager(subject, cache))
-    seen.assert_each_graph(ARCHITECTURES[name].decode_sites, left(name, f"generate_{cache}"))
-    steps.assert_settled(3)
+    generate.check(name, cache)
 
 
 def decoded(subject: PreTrainedModel, mode: str | None = None) -> tuple[list[torch.Tensor], list[str], int]:

@@ -35,11 +35,6 @@ def test_forward(name: str, scenario_name: str) -> None:
 
 @pytest.mark.parametrize(("name", "cache"), GENERATE)
 def test_generate(name: str, cache: str) -> None:
-    subject = model(name)
-    with watching() as seen:
-        text, steps = getattr(generate, f"generate_{cache}")(subject)
-    assert torch.equal(text, generate.generate_eager(subject, cache))
-    seen.assert_each_graph(ARCHITECTURES[name].decode_sites, left(name, f"generate_{cache}"))
+    seen = generate.check(name, cache)
     if name in latents.NAMES:
         latents.assert_by_cost(seen.sites, name)
-    steps.assert_settled(3)

@@ -1,0 +1,50 @@
+"""Tensors as TMA descriptors, for the Gluon kernels of Hopper. Triton is imported at the first call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+REGISTERS = 168
+"""Per thread at the start of a kernel of 12 warps: together they have 64 K."""
+
+
+def describable(*tensors: Tensor) -> bool:
+    """Whether TMA can address them: a unit stride in the last dim, 16-byte multiples in the others, an aligned start."""
+    return all(_describable(x) for x in tensors)
+
+
+def _describable(x: Tensor) -> bool:
+    strides = [stride * x.itemsize for stride, size in zip(x.stride()[:-1], x.shape[:-1], strict=True) if size > 1]
+    aligned = all(0 < stride < 1 << 40 and stride % 16 == 0 for stride in strides)
+    return aligned and unit_stride(x) and x.data_ptr() % 16 == 0
+
+
+def unit_stride(x: Tensor) -> bool:
+    """In the last dim, or of one element."""
+    return x.stride(-1) == 1 or x.shape[-1] == 1
+
+
+def layout(tile: list[int], dtype: torch.dtype) -> Any:
+    """How a tile lies in shared memory."""
+    from triton.experimental.gluon import language as gl
+
+    kind = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}[dtype]
+    return gl.NVMMASharedLayout.get_default_for(tile, kind)
+
+
+def tile_type(kind: str, tile: list[int], dtype: torch.dtype) -> str:
+    """The type of a kernel's argument that describes tiles of `kind` (fp16, bf16)."""
+    return f"tensordesc<{kind}{tile},{layout(tile, dtype)!r}>"
+
+
+def describe(x: Tensor, rows: int, dim: int) -> Any:
+    """x [..., S, D] in tiles of rows x dim; what lies outside reads as 0. The stride of a size of 1 is never used."""
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    unused = -(-x.numel() // 8) * 8
+    strides = [stride if size > 1 else unused for stride, size in zip(x.stride()[:-1], x.shape[:-1], strict=True)]
+    tile = [1] * (x.dim() - 2) + [rows, dim]
+    return TensorDescriptor(x, list(x.shape), [*strides, 1], tile, layout(tile, x.dtype))
