@@ -26,6 +26,7 @@ class Choice:
     block_r: int = 4
     ping_pong: bool = False
     persistent: bool = False
+    early: bool = False
 
     def __str__(self) -> str:
         tiles = f"{self.family} {self.block_m}x{self.block_n}, {self.warps} warps, {self.stages} stages"

@@ -23,18 +23,20 @@ from ..ir import AttentionSpec
 from .errors import LoweringError
 from .printer import Printer, bare
 
-FAMILIES = ("prefill", "decode", "mla", "tokens", "hopper", "mla_hopper", "tokens_hopper")
+FAMILIES = ("prefill", "decode", "mla", "tokens", "hopper", "decode_hopper", "mla_hopper", "tokens_hopper")
 LOG2E = math.log2(math.e)
 _JIT_END = "])"
 _HERE = Path(__file__).parent
 _BODY = {
     "prefill": ("scan.py", "prefill/kernel.py"),
-    "decode": ("scan.py", "decode/balance.py", "decode/merge.py", "packed.py", "decode/kernel.py"),
+    "decode": ("scan.py", "decode/lanes.py", "decode/balance.py", "decode/merge.py", "packed.py", "decode/kernel.py"),
     "mla": ("scan.py", "packed.py", "mla/tile.py", "mla/kernel.py"),
     "tokens": ("scan.py", "packed.py", "mla/tile.py", "tokens/kernel.py"),
 }
 _GLUON = {
     "hopper": ("hopper/tiles.py", "hopper/softmax.py", "hopper/multiply.py", "hopper/kernel.py"),
+    "decode_hopper": (
+        "hopper/tiles.py", "hopper/softmax.py", "decode/balance.py", "decode/parts.py", "decode/consumer.py", "decode/hopper.py"),
     "mla_hopper": ("hopper/tiles.py", "hopper/softmax.py", "mla/warpgroups.py", "mla/consumers.py", "mla/hopper.py"),
     "tokens_hopper": (
         "hopper/tiles.py", "hopper/softmax.py", "mla/warpgroups.py", "mla/consumers.py", "tokens/hopper.py"),
@@ -58,7 +60,7 @@ def _gluon(spec: AttentionSpec, family: str) -> str:
     flags = {
         "HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_SINK": spec.sink is not None, "SCALE": _scale(spec),
     }
-    if family != "hopper":
+    if family in ("mla_hopper", "tokens_hopper"):
         flags["CHOSEN"] = family == "tokens_hopper"
     constants = [f"{name} = gl.constexpr({value})" for name, value in flags.items()]
     constants += [text for path in files for name, text in _assignments(path).items() if name not in flags]
@@ -71,7 +73,8 @@ def _module(spec: AttentionSpec, family: str, files: list[Path], head: str, want
     used = frozenset().union(*(hook.used for hook in wanted))
     helpers = [text for name, text in _functions(_HERE / "arithmetic.py").items() if name in used]
     own = [translate(text) for text in (*helpers, *(hook.text(operands(spec)) for hook in wanted))]
-    body = {name: text for file in files for name, text in _functions(file).items()}
+    body = {name: translate(text) if text.startswith("@triton.jit") else text
+            for file in files for name, text in _functions(file).items()}
     entry = body.pop(family)
     return _header(spec, _docstring(files[-1])) + "\n\n\n".join([head, *own, *body.values(), _entry(spec, entry)]) + "\n"
 

@@ -108,6 +108,9 @@ def compile_kernel(
     if choice.family == "hopper":
         built = _build_hopper(function, spec.group, choice, head_dim, value_dim, dtype, arch)
         return record(built, choice.family, arch, str(spec), str(choice), source)
+    if choice.family == "decode_hopper":
+        built = _build_decode_hopper(function, spec.group, choice, head_dim, value_dim, dtype, arch)
+        return record(built, choice.family, arch, str(spec), str(choice), source)
     constants = {**gpu.blocks(spec, choice, head_dim, value_dim), **decode.constants(choice)}
     types = dict.fromkeys(("q", "k", "v", "out"), _DTYPES[dtype])
     types |= {"workspace": "*fp32", "counters": "*i32"}
@@ -146,6 +149,18 @@ def _build_hopper(
     types = {name: tma.tile_type(kind, [1, 1, *tile], dtype) for name, tile in tiles.items()}
     constants = hopper.constants(group, choice, head_dim, value_dim)
     return build(function, types | {"out": _DTYPES[dtype]}, constants, arch, choice.warps, choice.stages, tma.REGISTERS)
+
+
+def _build_decode_hopper(
+    function: Any, group: int, choice: Choice, head_dim: int, value_dim: int, dtype: torch.dtype, arch: str
+) -> Any:
+    """The Gluon kernel for few queries: K and V come as TMA descriptors."""
+    kind = _DTYPES[dtype].removeprefix("*")
+    tiles = decode.tiles(choice, head_dim, value_dim)
+    types = {name: tma.tile_type(kind, [1, 1, *tile], dtype) for name, tile in tiles.items()}
+    types |= {"q": _DTYPES[dtype], "out": _DTYPES[dtype], "workspace": "*fp32", "counters": "*i32"}
+    constants = decode.hopper_constants(group, choice, head_dim, value_dim)
+    return build(function, types, constants, arch, choice.warps, choice.stages, decode.registers(choice))
 
 
 def build(

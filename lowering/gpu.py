@@ -78,6 +78,8 @@ def launch(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor,
             _hopper(spec, choice, q, k, v, given, out)
         elif choice.family == "prefill":
             _prefill(spec, choice, q, k, v, given, out)
+        elif choice.family == "decode_hopper":
+            decode.launch_hopper(kernel(spec, "decode_hopper"), spec.group, choice, q, k, v, given, out)
         else:
             constants = blocks(spec, choice, q.shape[3], v.shape[3], upcast(q.dtype))
             decode.launch(kernel(spec, "decode"), spec.group, choice, q, k, v, given, constants, out)
