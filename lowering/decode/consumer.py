@@ -8,8 +8,8 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 from ..hooks import HAS_LO, HAS_SINK, sink
 from ..hopper.softmax import join_sink, weigh
 from ..hopper.tiles import hull, least, most, slot
-from .balance import divide, first_part, holders, keys_of, row_tiles
-from .parts import join_parts, rows_of, store_part, store_rows
+from .balance import divide, keys_of, keys_of_part, parts_of, row_tiles, to_draw
+from .parts import join_parts, place, rows_of, store_part, store_rows
 
 
 @gluon.jit
@@ -79,51 +79,81 @@ def attend_tiles(b_q, rings, bars, use, first, count, at, lo, hi, span, env, STA
 
 
 @gluon.jit
-def consume(wg: gl.constexpr, tensors, b_q, rings, bars, sizes, env, D: gl.constexpr, DV: gl.constexpr,
-            GROUP: gl.constexpr, STAGES: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
-            BLOCK_B: gl.constexpr, BLOCK_T: gl.constexpr, BLOCK_R: gl.constexpr):
-    """A consumer: rows 64 wg .. 64 wg + 63 of each item of its share."""
-    q, q_strides, out, out_strides, workspace, counters = tensors
-    B, H, T, S, FEW = sizes
-    items = row_tiles(T, GROUP, BLOCK_M, BLOCK_T) * (H // GROUP)
+def next_part(line, words, full, use, STAGES: gl.constexpr):
+    """The part that the next tile belongs to, -1 if there is none."""
+    part = -1
+    if to_draw(line) > 0:
+        at, phase = slot(use, STAGES)
+        mbarrier.wait(full.index(at), phase)
+        part = gl.max(words.index(at).load(gl.BlockedLayout([1], [32], [gl.num_warps()], [0])), 0)
+    return part
+
+
+@gluon.jit
+def finish(wg: gl.constexpr, tensors, acc, lse, part, item, first, parts, T, items, DV: gl.constexpr, GROUP: gl.constexpr,
+           BLOCK_M: gl.constexpr, BLOCK_T: gl.constexpr, BLOCK_R: gl.constexpr, ROWS: gl.constexpr):
+    """Stores acc [64, BLOCK_DV], an item or, of one in several parts, a part; the last to come joins them."""
+    _q, _q_strides, out, out_strides, workspace, counters = tensors
+    WARPGROUPS: gl.constexpr = BLOCK_M // 64
+    b = item // items
+    x = item - b * items
+    h, i, m_row = rows_of(x, wg * 64, T, GROUP, BLOCK_M, BLOCK_T, 64, gl.SliceLayout(1, acc.type.layout))
+    if parts == 1:
+        store_rows(out, out_strides, acc, b, h, i, m_row, DV)
+    else:
+        store_part(place(workspace, part, part - first, wg, WARPGROUPS, ROWS, DV), acc, lse, m_row, DV, ROWS)
+        tl.debug_barrier()                                          # all threads have stored before one of them counts
+        count_at = counters + 1 + item * WARPGROUPS + wg
+        if gl.atomic_add(count_at, 1, sem="acq_rel") == parts - 1:
+            gl.store(count_at, 0)
+            join_parts(workspace, out, out_strides, b, x, first, parts, T, DV, acc.shape[1], GROUP, BLOCK_M, BLOCK_T, BLOCK_R,
+                       ROWS, wg, WARPGROUPS)
+
+
+@gluon.jit
+def attend_part(wg: gl.constexpr, tensors, b_q, rings, bars, use, line, part, item, before, count, T, S, items, FEW, env,
+                D: gl.constexpr, DV: gl.constexpr, GROUP: gl.constexpr, STAGES: gl.constexpr, BLOCK_M: gl.constexpr,
+                BLOCK_N: gl.constexpr, BLOCK_T: gl.constexpr, BLOCK_R: gl.constexpr, ROWS: gl.constexpr):
+    """`count` key tiles of an item, those after the first `before`, which stand in the rings from `use` on."""
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, rings[1].shape[4], 16])
     o_rows: gl.constexpr = gl.SliceLayout(1, o_layout)
-    WARPGROUPS: gl.constexpr = BLOCK_M // 64
-    line = divide(B, T, S, items, FEW, env, BLOCK_N, BLOCK_B, BLOCK_T)
-    item, before, left = first_part(line, items, B, FEW)
+    b = item // items
+    x = item - b * items
+    start, _n = keys_of(line, b)
+    fill_queries(b_q, tensors[0], tensors[1], b, x, T, wg, D, GROUP, BLOCK_M, BLOCK_T)
+    h, i, _m = rows_of(x, wg * 64, T, GROUP, BLOCK_M, BLOCK_T, 64, gl.SliceLayout(1, s_layout))
+    lo, hi = hull(b, h, i, S, env)
+    span = (least(gl.where(lo < hi, lo, S)) if HAS_LO else start, most(gl.where(lo < hi, hi, 0)))
+    acc, m, l = attend_tiles(b_q, rings, bars, use, start + before * BLOCK_N, count, (b, h, i), lo, hi, span, env, STAGES, BLOCK_N)
+    first, parts = parts_of(line, item, items, FEW)
+    if HAS_SINK:
+        a = gl.max(sink(b, h, i, env) + gl.zeros([64, 1], gl.float32, s_layout), 1)
+        m, l, shrink = join_sink(m, l, gl.where(part == first, a, float("-inf")))
+        acc = acc * gl.convert_layout(shrink, o_rows)[:, None]
+    acc = acc * gl.convert_layout(1.0 / gl.where(l == 0.0, 1.0, l), o_rows)[:, None]
+    lse = gl.convert_layout(m + gl.log2(l), o_rows)
+    finish(wg, tensors, acc, lse, part, item, first, parts, T, items, DV, GROUP, BLOCK_M, BLOCK_T, BLOCK_R, ROWS)
+
+
+@gluon.jit
+def consume(wg: gl.constexpr, tensors, b_q, rings, bars, words, sizes, env, D: gl.constexpr, DV: gl.constexpr,
+            GROUP: gl.constexpr, STAGES: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
+            BLOCK_B: gl.constexpr, BLOCK_T: gl.constexpr, BLOCK_R: gl.constexpr, ROWS: gl.constexpr):
+    """A consumer: rows 64 wg .. 64 wg + 63 of the items of its parts."""
+    B, H, T, S, FEW, DRAWN = sizes
+    items = row_tiles(T, GROUP, BLOCK_M, BLOCK_T) * (H // GROUP)
+    line = divide(B, T, S, items, FEW, DRAWN, env, BLOCK_N, BLOCK_B, BLOCK_T)
+    part = gl.program_id(0)
     use = 0
-    while left > 0:
-        b = item // items
-        x = item - b * items
-        start, n = keys_of(line, b)
-        count = gl.minimum(n - before, left)
-        fill_queries(b_q.index(wg), q, q_strides, b, x, T, wg, D, GROUP, BLOCK_M, BLOCK_T)
-        h, i, _m = rows_of(x, wg * 64, T, GROUP, BLOCK_M, BLOCK_T, 64, gl.SliceLayout(1, s_layout))
-        lo, hi = hull(b, h, i, S, env)
-        span = (least(gl.where(lo < hi, lo, S)) if HAS_LO else start, most(gl.where(lo < hi, hi, 0)))
-        acc, m, l = attend_tiles(b_q.index(wg), rings, bars, use, start + before * BLOCK_N, count, (b, h, i), lo, hi, span,
-                                 env, STAGES, BLOCK_N)
-        holder, parts = holders(line, item, items, FEW)
-        part = gl.program_id(0) - holder
-        if HAS_SINK:
-            a = gl.max(sink(b, h, i, env) + gl.zeros([64, 1], gl.float32, s_layout), 1)
-            m, l, shrink = join_sink(m, l, gl.where(part == 0, a, float("-inf")))
-            acc = acc * gl.convert_layout(shrink, o_rows)[:, None]
-        acc = acc * gl.convert_layout(1.0 / gl.where(l == 0.0, 1.0, l), o_rows)[:, None]
-        h, i, m_row = rows_of(x, wg * 64, T, GROUP, BLOCK_M, BLOCK_T, 64, o_rows)
-        if parts == 1:
-            store_rows(out, out_strides, acc, b, h, i, m_row, DV)
-        else:
-            lse = gl.convert_layout(m + gl.log2(l), o_rows)
-            store_part(workspace, gl.program_id(0), part, acc, lse, m_row, DV, wg, WARPGROUPS)
-            tl.debug_barrier()                                      # all threads have stored before one of them counts
-            count_at = counters + item * WARPGROUPS + wg
-            if gl.atomic_add(count_at, 1, sem="acq_rel") == parts - 1:
-                gl.store(count_at, 0)
-                join_parts(workspace, out, out_strides, b, x, holder, parts, T, DV, rings[1].shape[4], GROUP, BLOCK_M,
-                           BLOCK_T, BLOCK_R, wg, WARPGROUPS)
-        use += count
-        left -= count
-        item += 1
-        before = 0
+    while part >= 0:
+        item, before, left = keys_of_part(line, part, items, B, FEW)
+        while left > 0:
+            count = gl.minimum(keys_of(line, item // items)[1] - before, left)
+            attend_part(wg, tensors, b_q.index(wg), rings, bars, use, line, part, item, before, count, T, S, items, FEW, env,
+                        D, DV, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_T, BLOCK_R, ROWS)
+            use += count
+            left -= count
+            item += 1
+            before = 0
+        part = next_part(line, words, bars[0][0], use, STAGES)

@@ -13,10 +13,10 @@ Traffic: (D + DV) * itemsize bytes per key of the hull and KV head. FLOPs: 2 (D 
 import triton
 import triton.language as tl
 
-from ..hooks import HAS_LO, HAS_RESIDUE, HAS_SINK, sink
+from ..hooks import HAS_RESIDUE, HAS_SINK, sink
 from ..packed import load_packed
 from ..scan import hull, join_sink, normalise, nothing, scan, tile_range, visit
-from .balance import divide, first_part, holders, keys_of, row_tiles
+from .balance import divide, keys_of, keys_of_part, parts_of, row_tiles
 from .merge import merge, slot_of, store_part, store_rows
 
 
@@ -35,15 +35,11 @@ def rows_of(x, r0, H, T, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl
 @triton.jit
 def stream(b_q, first, last, lo, hi, at, keys, env, D: tl.constexpr, DV: tl.constexpr, BLOCK_N: tl.constexpr,
            BLOCK_DV: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr):
-    """Keys [first, last) in one loop, whose scores are all masked: a second loop for the edges would wait for memory once
-    more. Rows past the last are its copies, so that no load has a mask and nothing dead enters a product."""
+    """Keys [first, last) in one loop, masked throughout: a second loop for the edges would wait for memory once more."""
     acc, m, l = nothing(b_q.shape[0], BLOCK_DV)
     for j0 in tl.range(first, last, BLOCK_N, num_stages=STAGES):
         j = (j0 + tl.arange(0, BLOCK_N))[None, :]
-        visible = j < hi
-        if HAS_LO:
-            visible = visible & (j >= lo)
-        acc, m, l = visit(acc, m, l, b_q, visible, j0, (first, last), at, keys, env, D, DV, BLOCK_N, True, UPCAST)
+        acc, m, l = visit(acc, m, l, b_q, (j >= lo) & (j < hi), j0, (first, last), at, keys, env, D, DV, BLOCK_N, True, UPCAST)
     return acc, m, l
 
 
@@ -105,12 +101,12 @@ def decode(q, q_strides, k, k_strides, v, v_strides, out, out_strides, workspace
     KNOWN_T: tl.constexpr = BLOCK_T if BALANCED else 0
     items = row_tiles(T, GROUP, BLOCK_M, KNOWN_T) * (H // GROUP)                             # of one sequence
     if BALANCED:
-        line = divide(B, T, S, items, FEW, env, BLOCK_N, BLOCK_B, BLOCK_T)
-        item, before, left = first_part(line, items, B, FEW)
+        line = divide(B, T, S, items, FEW, 0, env, BLOCK_N, BLOCK_B, BLOCK_T)
+        item, before, left = keys_of_part(line, pid, items, B, FEW)
         while left > 0:
             start, n = keys_of(line, item // items)
             count = tl.minimum(n - before, left)
-            holder, parts = holders(line, item, items, FEW)
+            holder, parts = parts_of(line, item, items, FEW)
             first = start + before * BLOCK_N
             attend_part(tensors, item, first, first + count * BLOCK_N, pid - holder, parts, holder, H, T, S, env, D, DV,
                         GROUP, BLOCK_M, BLOCK_N, KNOWN_T, BLOCK_R, BLOCK_D, BLOCK_DV, STAGES, 2, UPCAST)

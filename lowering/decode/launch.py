@@ -42,7 +42,17 @@ def hopper_constants(group: int, choice: Choice, head_dim: int, value_dim: int) 
     """The constexpr arguments of the Hopper kernel."""
     return {"D": head_dim, "DV": value_dim, "GROUP": group, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n,
             "STAGES": choice.stages, "BLOCK_B": choice.block_b, "BLOCK_T": choice.block_t, "BLOCK_R": choice.block_r,
-            "EARLY": choice.early}
+            "ROWS": rows_kept(group, choice)}
+
+
+def rows_kept(group: int, choice: Choice) -> int:
+    """Rows of a part, of each warpgroup, in the workspace: a multiple of 4."""
+    return min(64, -(-group * choice.block_t // 4) * 4)
+
+
+def most_parts(choice: Choice) -> int:
+    """Parts of a line, however long: `balance.py` draws `drawn` 32nds of a share, a 32nd, rounded down, at a time."""
+    return choice.programs * (2 + 2 * choice.drawn)
 
 
 def registers(choice: Choice) -> int:
@@ -56,9 +66,11 @@ def launch_hopper(module: ModuleType, group: int, choice: Choice, q: Tensor, k: 
     batch, heads, queries, head_dim = q.shape
     items = -(-group * queries // choice.block_m) * batch * (heads // group)
     warpgroups = choice.block_m // 64
-    workspace = q.new_empty(2 * choice.programs * choice.block_m * (v.shape[3] + 1), dtype=torch.float32)
+    slots = 2 * most_parts(choice) * warpgroups
+    workspace = q.new_empty(slots * rows_kept(group, choice) * (v.shape[3] + 1), dtype=torch.float32)
     k_tile, v_tile = tiles(choice, head_dim, v.shape[3]).values()
     arguments = (q, q.stride(), describe(k, *k_tile), describe(v, *v_tile), out, out.stride(), workspace,
-                 counters(q.device, items * warpgroups), batch, heads, queries, k.shape[2], choice.programs // items, *given)
+                 counters(q.device, 1 + items * warpgroups), batch, heads, queries, k.shape[2], choice.programs // items,
+                 choice.drawn, *given)
     start(module.decode_hopper, (choice.programs,), arguments, hopper_constants(group, choice, head_dim, v.shape[3]),
-          choice.warps, choice.stages, q.device.index, maxnreg=registers(choice), launch_pdl=choice.early)
+          choice.warps, choice.stages, q.device.index, maxnreg=registers(choice))

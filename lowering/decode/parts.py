@@ -1,6 +1,7 @@
 """out = sum_p 2^(lse_p - LSE) parts_p: `merge.py` in Gluon, for the 64 rows of each warpgroup
 
-Workspace: parts [SLOTS, WARPGROUPS, 64, DV] float32, then lse [SLOTS, WARPGROUPS, 64]; SLOTS = 2 * programs.
+Workspace: SLOTS x WARPGROUPS slots of float32, each x [ROWS, DV] and then lse [ROWS]. A part of the line writes at most two:
+the end of an item that an earlier part began (slot 2p) and the beginning of one (2p + 1).
 """
 
 from triton.experimental import gluon
@@ -31,30 +32,25 @@ def store_rows(out, strides, x, b, h, i, m_row, DV: gl.constexpr):
 
 
 @gluon.jit
-def place(program, part, wg: gl.constexpr, WARPGROUPS: gl.constexpr):
-    """The first row of the slot where `program` keeps its part."""
-    return ((program * 2 + gl.where(part == 0, 1, 0)) * WARPGROUPS + wg).to(gl.int64) * 64
+def place(workspace, part, nth, wg: gl.constexpr, WARPGROUPS: gl.constexpr, ROWS: gl.constexpr, DV: gl.constexpr):
+    """Where a part of the line, the nth of an item, keeps its sums."""
+    return workspace + ((part * 2 + gl.where(nth == 0, 1, 0)) * WARPGROUPS + wg).to(gl.int64) * (ROWS * (DV + 1))
 
 
 @gluon.jit
-def lse_of(workspace, DV: gl.constexpr, WARPGROUPS: gl.constexpr):
-    return workspace + gl.num_programs(0).to(gl.int64) * (2 * WARPGROUPS * 64 * DV)
-
-
-@gluon.jit
-def store_part(workspace, program, part, x, lse, m_row, DV: gl.constexpr, wg: gl.constexpr, WARPGROUPS: gl.constexpr):
-    """x [64, BLOCK_DV] and lse [64] into a slot, where m_row [64, 1]."""
+def store_part(p, x, lse, m_row, DV: gl.constexpr, ROWS: gl.constexpr):
+    """x [64, BLOCK_DV] and lse [64] into the slot at p, where m_row [64, 1]."""
     layout: gl.constexpr = x.type.layout
     o_d = gl.arange(0, x.shape[1], gl.SliceLayout(0, layout))[None, :]
-    at = place(program, part, wg, WARPGROUPS) + gl.arange(0, 64, gl.SliceLayout(1, layout))
-    gl.store(workspace + at[:, None] * DV + o_d, x, mask=m_row & (o_d < DV))
-    gl.store(lse_of(workspace, DV, WARPGROUPS) + at, lse, mask=gl.max(m_row.to(gl.int32), 1) > 0)
+    o_r = gl.arange(0, 64, gl.SliceLayout(1, layout))
+    gl.store(p + o_r[:, None] * DV + o_d, x, mask=m_row & (o_d < DV))
+    gl.store(p + ROWS * DV + o_r, lse, mask=gl.max(m_row.to(gl.int32), 1) > 0)
 
 
 @gluon.jit
-def merge(workspace, holder, parts, r0, rows, layout: gl.constexpr, CHUNK: gl.constexpr, R: gl.constexpr,
-          DV: gl.constexpr, BLOCK_DV: gl.constexpr, wg: gl.constexpr, WARPGROUPS: gl.constexpr):
-    """Rows r0 .. r0 + R, of `rows`, from the parts of programs holder, holder + 1, ...: [R, BLOCK_DV]."""
+def merge(workspace, first, parts, r0, rows, layout: gl.constexpr, CHUNK: gl.constexpr, R: gl.constexpr,
+          DV: gl.constexpr, BLOCK_DV: gl.constexpr, ROWS: gl.constexpr, wg: gl.constexpr, WARPGROUPS: gl.constexpr):
+    """Rows r0 .. r0 + R, of `rows`, of an item that lies in parts first, first + 1, ...: [R, BLOCK_DV]."""
     pairs: gl.constexpr = gl.SliceLayout(2, layout)
     sums: gl.constexpr = gl.SliceLayout(0, layout)
     each: gl.constexpr = gl.SliceLayout(0, pairs)
@@ -66,10 +62,10 @@ def merge(workspace, holder, parts, r0, rows, layout: gl.constexpr, CHUNK: gl.co
     for p0 in range(0, parts, CHUNK):
         p = p0 + gl.arange(0, CHUNK, gl.SliceLayout(1, pairs))[:, None]
         m_p = (p < parts) & (o_r < rows)                                                     # [CHUNK, R]
-        at = place(holder + p, p, wg, WARPGROUPS) + o_r
+        at = place(workspace, first + p, p, wg, WARPGROUPS, ROWS, DV)                        # [CHUNK, 1]
         # Past the first-level cache: another processor wrote them in this launch.
-        b_lse = gl.load(lse_of(workspace, DV, WARPGROUPS) + at, mask=m_p, other=float("-inf"), cache_modifier=".cg")
-        p_part = workspace + gl.convert_layout(at, pairs)[:, :, None] * DV + o_d
+        b_lse = gl.load(at + ROWS * DV + o_r, mask=m_p, other=float("-inf"), cache_modifier=".cg")
+        p_part = gl.convert_layout(at + o_r * DV, pairs)[:, :, None] + o_d
         b_part = gl.load(p_part, mask=m_p[:, :, None] & (o_d < DV), other=0.0, cache_modifier=".cg")
         m_new = gl.maximum(m, gl.max(b_lse, 0))
         shift = gl.where(m_new == float("-inf"), 0.0, m_new)
@@ -83,9 +79,9 @@ def merge(workspace, holder, parts, r0, rows, layout: gl.constexpr, CHUNK: gl.co
 
 
 @gluon.jit
-def join_parts(workspace, out, out_strides, b, x, holder, parts, T, DV: gl.constexpr, BLOCK_DV: gl.constexpr,
-               GROUP: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_T: gl.constexpr, R: gl.constexpr, wg: gl.constexpr,
-               WARPGROUPS: gl.constexpr):
+def join_parts(workspace, out, out_strides, b, x, first, parts, T, DV: gl.constexpr, BLOCK_DV: gl.constexpr,
+               GROUP: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_T: gl.constexpr, R: gl.constexpr, ROWS: gl.constexpr,
+               wg: gl.constexpr, WARPGROUPS: gl.constexpr):
     """out of this warpgroup's rows of an item, R rows at a time."""
     CHUNK: gl.constexpr = 16 if 16 * R * BLOCK_DV <= 16384 else 16384 // (R * BLOCK_DV)
     WIDE: gl.constexpr = 32 if BLOCK_DV >= 128 else BLOCK_DV // 4
@@ -94,7 +90,7 @@ def join_parts(workspace, out, out_strides, b, x, holder, parts, T, DV: gl.const
     tiles = row_tiles(T, GROUP, BLOCK_M, BLOCK_T)
     rows = gl.minimum(GROUP * T - x % tiles * BLOCK_M - wg * 64, 64)
     for r0 in range(0, rows, R):
-        o = merge(workspace, holder, parts, r0, rows, layout, CHUNK, R, DV, BLOCK_DV, wg, WARPGROUPS)
+        o = merge(workspace, first, parts, r0, rows, layout, CHUNK, R, DV, BLOCK_DV, ROWS, wg, WARPGROUPS)
         h, i, m_row = rows_of(x, wg * 64 + r0, T, GROUP, BLOCK_M, BLOCK_T, R, gl.SliceLayout(1, sums))
         inside = (r0 + gl.arange(0, R, gl.SliceLayout(1, sums)) < rows)[:, None]
         store_rows(out, out_strides, o, b, h, i, m_row & inside, DV)
