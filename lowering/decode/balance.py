@@ -95,7 +95,7 @@ def to_draw(line):
 def part_at(at, each, small):
     """The part that a tile of the line belongs to."""
     W = tl.num_programs(0)
-    return tl.where(at < W * each, at // each, W + (at - W * each) // small)
+    return tl.where(at < W * each, at // tl.maximum(each, 1), W + (at - W * each) // small)
 
 
 @triton.jit
