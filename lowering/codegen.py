@@ -36,7 +36,8 @@ _BODY = {
 _GLUON = {
     "hopper": ("hopper/tiles.py", "hopper/softmax.py", "hopper/multiply.py", "hopper/kernel.py"),
     "decode_hopper": (
-        "hopper/tiles.py", "hopper/softmax.py", "decode/balance.py", "decode/parts.py", "decode/consumer.py", "decode/hopper.py"),
+        "hopper/tiles.py", "hopper/softmax.py", "decode/balance.py", "decode/parts.py", "decode/consumer.py",
+        "decode/hopper.py"),
     "mla_hopper": ("hopper/tiles.py", "hopper/softmax.py", "mla/warpgroups.py", "mla/consumers.py", "mla/hopper.py"),
     "tokens_hopper": (
         "hopper/tiles.py", "hopper/softmax.py", "mla/warpgroups.py", "mla/consumers.py", "tokens/hopper.py"),

@@ -19,7 +19,9 @@ from ..ops import output_like
 from . import codegen, modules, tma, tune
 from .checks import check_operands
 from .choice import Choice, padded, padded_value
+from .decode import config as decode_config
 from .decode import launch as decode
+from .decode.config import Shape
 from .hopper import launch as hopper
 from .launch import launch as start
 from .machine import machine_of
@@ -79,10 +81,9 @@ def launch(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor,
         elif choice.family == "prefill":
             _prefill(spec, choice, q, k, v, given, out)
         elif choice.family == "decode_hopper":
-            decode.launch_hopper(kernel(spec, "decode_hopper"), spec.group, choice, q, k, v, given, out)
+            _decode_hopper(spec, choice, q, k, v, given, out)
         else:
-            constants = blocks(spec, choice, q.shape[3], v.shape[3], upcast(q.dtype))
-            decode.launch(kernel(spec, "decode"), spec.group, choice, q, k, v, given, constants, out)
+            _decode(spec, choice, q, k, v, given, out)
 
 
 def _hopper(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor) -> None:
@@ -91,6 +92,22 @@ def _hopper(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor
         plain = prefill.configure(q.shape[3], v.shape[3], q.itemsize, prefill.room(spec), machine_of(q.device))
         return _prefill(spec, plain, q, k, v, given, out)
     return hopper.launch(kernel(spec, "hopper"), spec.group, choice, q, k, v, given, out)
+
+
+def _decode_hopper(
+    spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor
+) -> None:
+    """By TMA, or by the plain kernel where TMA cannot address K or V."""
+    if not (tma.describable(k, v) and tma.unit_stride(q) and tma.unit_stride(out)):
+        shape = Shape(q.shape[0], k.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3], q.itemsize)
+        plain = decode_config.configure(spec, shape, False, machine_of(q.device))
+        return _decode(spec, plain, q, k, v, given, out)
+    return decode.launch_hopper(kernel(spec, "decode_hopper"), spec.group, choice, q, k, v, given, out)
+
+
+def _decode(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor) -> None:
+    constants = blocks(spec, choice, q.shape[3], v.shape[3], upcast(q.dtype))
+    decode.launch(kernel(spec, "decode"), spec.group, choice, q, k, v, given, constants, out)
 
 
 def _prefill(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor) -> None:

@@ -11,6 +11,7 @@ from ..ir import AttentionSpec, Reason
 from . import codegen
 from .choice import Choice
 from .decode import config as decode
+from .decode import hopper_config as decode_hopper
 from .errors import LoweringError
 from .hopper import config as hopper
 from .machine import Machine
@@ -65,4 +66,7 @@ def candidates(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: 
             return (*hopper.candidates(spec, head_dim, value_dim, machine), plain[0])
         return tuple(plain)
     shape = decode.Shape(batch, heads // spec.group, queries, keys, head_dim, value_dim, dtype.itemsize)
-    return tuple(decode.candidates(spec, shape, limits[0] == 32, machine))
+    packed = decode.candidates(spec, shape, limits[0] == 32, machine)
+    if decode_hopper.serves(spec, shape, dtype, machine):
+        return (*decode_hopper.candidates(spec, shape, machine), packed[0])
+    return tuple(packed)

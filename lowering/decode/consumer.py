@@ -125,7 +125,8 @@ def attend_part(wg: gl.constexpr, tensors, b_q, rings, bars, use, line, part, it
     h, i, _m = rows_of(x, wg * 64, T, GROUP, BLOCK_M, BLOCK_T, 64, gl.SliceLayout(1, s_layout))
     lo, hi = hull(b, h, i, S, env)
     span = (least(gl.where(lo < hi, lo, S)) if HAS_LO else start, most(gl.where(lo < hi, hi, 0)))
-    acc, m, l = attend_tiles(b_q, rings, bars, use, start + before * BLOCK_N, count, (b, h, i), lo, hi, span, env, STAGES, BLOCK_N)
+    acc, m, l = attend_tiles(b_q, rings, bars, use, start + before * BLOCK_N, count, (b, h, i), lo, hi, span, env, STAGES,
+                             BLOCK_N)
     first, parts = parts_of(line, item, items, FEW)
     if HAS_SINK:
         a = gl.max(sink(b, h, i, env) + gl.zeros([64, 1], gl.float32, s_layout), 1)

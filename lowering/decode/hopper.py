@@ -1,10 +1,12 @@
 """out[b,h,i,:] = sum_j exp(a_j) v[b,h//GROUP,j,:] / sum_j exp(a_j)      for few queries and many keys, on Hopper
 
-The kernel of `kernel.py` with roles: one warp loads the key tiles of all its parts by TMA into rings of STAGES, one after another, and
-never waits for an item to end; WARPGROUPS of four warps, 64 rows each, multiply. Starts, ends and merges of items are hidden
-behind the tiles that are already on their way. The loading warp draws the next part when the last one's tiles are on theirs.
+The kernel of `kernel.py` with roles: one warp loads the key tiles of all its parts by TMA into rings of STAGES, one after
+another, and never waits for an item to end; WARPGROUPS of four warps, 64 rows each, multiply. Starts, ends and merges of items
+are hidden behind the tiles that are already on their way. The loading warp draws the next part when it has asked for the last
+tile of one.
 Shapes, items: as `kernel.py`, always BALANCED, parts as `balance.py`; q and out have unit strides in their last dim; k and v
-are descriptors of [B, H/GROUP, S, .] in tiles of BLOCK_N keys. What TMA reads past the live keys has weight 0, in v it is set to 0.
+are descriptors of [B, H/GROUP, S, .] in tiles of BLOCK_N keys. What TMA reads past the live keys has weight 0, and is set to
+0 in v.
 counters: the parts that were drawn, then of each item and warpgroup those that have arrived; all 0 between launches.
 Traffic and FLOPs: as `kernel.py`; products are of 64 rows, however few there are.
 
@@ -147,15 +149,15 @@ def decode_hopper(q, q_strides, k, v, out, out_strides, workspace, counters, B, 
     tensors = (q, q_strides, out, out_strides, workspace, counters)
     if WARPGROUPS == 1:
         gl.warp_specialize([
-            (consume, (0, tensors, b_q, rings, bars, words, sizes, env, D, DV, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_B, BLOCK_T,
-                       BLOCK_R, ROWS)),
+            (consume, (0, tensors, b_q, rings, bars, words, sizes, env, D, DV, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_B,
+                       BLOCK_T, BLOCK_R, ROWS)),
             (load, (k, v, rings, bars, words, counters, sizes, env, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_B, BLOCK_T)),
         ], [1], [120])
     else:
         gl.warp_specialize([
-            (consume, (0, tensors, b_q, rings, bars, words, sizes, env, D, DV, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_B, BLOCK_T,
-                       BLOCK_R, ROWS)),
-            (consume, (1, tensors, b_q, rings, bars, words, sizes, env, D, DV, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_B, BLOCK_T,
-                       BLOCK_R, ROWS)),
+            (consume, (0, tensors, b_q, rings, bars, words, sizes, env, D, DV, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_B,
+                       BLOCK_T, BLOCK_R, ROWS)),
+            (consume, (1, tensors, b_q, rings, bars, words, sizes, env, D, DV, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_B,
+                       BLOCK_T, BLOCK_R, ROWS)),
             (load, (k, v, rings, bars, words, counters, sizes, env, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_B, BLOCK_T)),
         ], [4, 1], [208, 88])

@@ -87,7 +87,8 @@ def attend_part(tensors, item, first, last, part, parts, holder, H, T, S, env, D
         tl.debug_barrier()                                          # all threads have stored before one of them counts
         if tl.atomic_add(counters + item, 1, sem="acq_rel") == parts - 1:
             tl.store(counters + item, 0)
-            join_parts(workspace, out, out_strides, item, holder, parts, H, T, DV, GROUP, BLOCK_M, BLOCK_T, BLOCK_R, BLOCK_DV, PER)
+            join_parts(workspace, out, out_strides, item, holder, parts, H, T, DV, GROUP, BLOCK_M, BLOCK_T, BLOCK_R, BLOCK_DV,
+                       PER)
 
 
 @triton.jit(do_not_specialize=["B", "H", "T", "S", "SPLITS", "FEW"])

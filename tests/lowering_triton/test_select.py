@@ -24,7 +24,7 @@ def chosen(spec=CAUSAL, batch=1, heads=32, queries=8192, keys=8192, dim=128, dty
     return choose(spec, batch, heads, queries, keys, dim, dim, dtype, machine)
 
 
-@pytest.mark.parametrize("queries, family", [(1, "decode"), (16, "decode"), (17, "prefill"), (8192, "hopper")])
+@pytest.mark.parametrize("queries, family", [(1, "decode_hopper"), (16, "decode_hopper"), (17, "prefill"), (8192, "hopper")])
 def test_few_rows_are_packed_and_split(queries, family):
     assert chosen(queries=queries).family == family
 
@@ -64,6 +64,16 @@ def test_tiles_fit_in_shared_memory(name, queries, dim, dtype, arch):
 ], ids=str)
 def test_what_the_hopper_kernel_leaves_to_plain_triton(changes):
     assert chosen().family == "hopper" and chosen(**changes).family == "prefill"
+
+
+@pytest.mark.parametrize("changes", [
+    {"dtype": torch.float32}, {"machine": MACHINES["sm_100"]}, {"machine": MACHINES["sm_80"]}, {"dim": 100}, {"batch": 1 << 15},
+    {"spec": AttentionSpec.parse("score: s; hi: i + 1; group: 4; kv_splits: 2")},
+    {"spec": AttentionSpec.parse("score: s; hi: i + h; group: 4")},
+    *({"spec": AttentionSpec.parse(CASES[name].spec)} for name in ("documents", "padding", "mask, summarised", "bias")),
+], ids=str)
+def test_what_the_hopper_decode_kernel_leaves_to_plain_triton(changes):
+    assert chosen(queries=1).family == "decode_hopper" and chosen(**{"queries": 1, **changes}).family == "decode"
 
 
 def test_every_attention_of_the_tests_has_a_kernel():

@@ -1,0 +1,44 @@
+"""Tiles of the Hopper decode kernel; what it serves.
+
+Bytes = q tile + STAGES * (k tile + v tile) <= shared memory of a block. Few stages: the bytes that 132 processors have on
+their way with more than 4 of 64 keys only queue before the memory (`BENCHMARKS.md`).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ...ir import AttentionSpec
+from ..choice import Choice, padded
+from ..hopper.config import serves as addressable
+from ..machine import Machine
+from .config import MOST_BOUNDS, Shape, batch_block, power, same_for_all_heads
+
+DRAWN = 8
+"""32nds of a share that are drawn."""
+STAGES = (3, 4, 2)
+"""Best first."""
+_MERGED = 8192  # elements of out that are merged at once
+
+
+def serves(spec: AttentionSpec, shape: Shape, dtype: torch.dtype, machine: Machine) -> bool:
+    """Whether there is a kernel: hulls that all heads share, in 16 bits, on a line that every program finds for itself."""
+    return (
+        addressable(spec, shape.head_dim, shape.value_dim, dtype, machine) and spec.kv_splits == 0
+        and same_for_all_heads(spec) and batch_block(shape.batch) * power(shape.queries) <= MOST_BOUNDS
+    )
+
+
+def candidates(spec: AttentionSpec, shape: Shape, machine: Machine) -> list[Choice]:
+    """Those that fit, the preferred first."""
+    rows, d, dv = spec.group * shape.queries, padded(shape.head_dim), padded(shape.value_dim)
+    block_m = 64 if rows <= 64 else 128
+    block_n = 128 if d + dv <= 128 else 64 if d + dv <= 384 else 32
+    room = (machine.shared_memory - 2048 - 2 * block_m * d) // (2 * block_n * (d + dv))
+    most = shape.batch * shape.kv_heads * -(-rows // block_m) * -(-shape.keys // block_n)
+    return [
+        Choice("decode_hopper", block_m, block_n, 4, stages, programs=min(machine.processors, most),
+               block_b=batch_block(shape.batch), block_t=power(shape.queries), block_r=min(16, power(rows), _MERGED // dv),
+               drawn=drawn)
+        for drawn in (DRAWN, 0) for stages in dict.fromkeys(min(room, stages) for stages in STAGES)
+    ]
