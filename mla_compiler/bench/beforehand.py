@@ -8,9 +8,10 @@ its column compiles when its turn comes, and fails there for all to see.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import get_context
 
@@ -27,8 +28,8 @@ from .sampling import AnyCase
 
 MOST_PROCESSES, THREADS = 12, 4
 """Processes; and threads of each, for Inductor's own workers."""
-MODEL_GIB, KERNEL_GIB = 20, 5
-"""Of device memory that a process takes at most."""
+CONTEXT_GIB = 2
+"""Of device memory that a process takes beside its operands: the driver's, and what is compiled."""
 
 
 Seconds = dict[tuple[str, str, str], float]
@@ -49,8 +50,11 @@ class Job:
         return "model" if isinstance(self.case, Case) else self.case.group
 
     @property
-    def gib(self) -> int:
-        return MODEL_GIB if isinstance(self.case, Case) else KERNEL_GIB
+    def gib(self) -> float:
+        """Of device memory, roughly; a peer may copy what it reads."""
+        if isinstance(self.case, Case):
+            return self.case.gib
+        return CONTEXT_GIB + 2 * self.case.read_bytes(self.settings.dtype) / 2**30
 
 
 def jobs_of_models(cases: Iterable[Case], asked: Sequence[str] | None, settings: Settings, tiny: bool) -> list[Job]:
@@ -74,32 +78,36 @@ def processes(asked: int | None, device: str) -> int:
 
 
 def first_calls(jobs: Sequence[Job], most: int, say: Callable[[str], None]) -> Seconds:
-    """Runs the jobs in at most `most` processes, fewer where device memory is short."""
+    """Runs the jobs in at most `most` processes, the largest first, as many at once as device memory has room for."""
     found: Seconds = {}
-    for gib in dict.fromkeys(job.gib for job in jobs):
-        mine = [job for job in jobs if job.gib == gib]
-        workers = min(most, len(mine), _room(mine[0].settings.device, gib))
-        say(f"{len(mine)} columns are compiled in {workers} processes")
-        found.update(_in_processes(mine, workers, say))
+    waiting, running = sorted(jobs, key=lambda job: -job.gib), dict[Future[float], Job]()
+    free = _free(jobs[0].settings.device)
+    say(f"{len(jobs)} columns are compiled in {min(most, len(jobs))} processes")
+    with ProcessPoolExecutor(min(most, len(jobs)), get_context("spawn"), _prepare) as pool:
+        while waiting or running:
+            while (job := _next(waiting, list(running.values()), most, free)) is not None:
+                waiting.remove(job)
+                running[pool.submit(first_call, job)] = job
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                job = running.pop(future)
+                try:
+                    found[job.group, job.name, job.column] = future.result()
+                except Exception as failure:  # the column's own turn will show it
+                    say(f"{job.name}: {job.column}: not compiled beforehand: {failure}")
     return found
 
 
-def _room(device: str, gib: int) -> int:
-    """Processes that device memory has room for."""
-    return MOST_PROCESSES if device == "cpu" else max(1, torch.cuda.mem_get_info()[0] // (gib << 30))
+def _next(waiting: Sequence[Job], running: Sequence[Job], most: int, free: float) -> Job | None:
+    """The first that fits beside those that run; alone, any does."""
+    if not running:
+        return next(iter(waiting), None)
+    left = free - sum(job.gib for job in running)
+    return next((job for job in waiting if job.gib <= left), None) if len(running) < most else None
 
 
-def _in_processes(jobs: Sequence[Job], workers: int, say: Callable[[str], None]) -> Seconds:
-    found: Seconds = {}
-    with ProcessPoolExecutor(workers, get_context("spawn"), _prepare) as pool:
-        waiting: dict[Future[float], Job] = {pool.submit(first_call, job): job for job in jobs}
-        for future in as_completed(waiting):
-            job = waiting[future]
-            try:
-                found[job.group, job.name, job.column] = future.result()
-            except Exception as failure:  # the column's own turn will show it
-                say(f"{job.name}: {job.column}: not compiled beforehand: {failure}")
-    return found
+def _free(device: str) -> float:
+    """GiB of device memory."""
+    return math.inf if device == "cpu" else torch.cuda.mem_get_info()[0] / 2**30
 
 
 def _prepare() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from mla_compiler.bench import __main__ as bench
 from mla_compiler.bench import beforehand
-from mla_compiler.bench.beforehand import Job, first_calls, jobs_of_kernels, jobs_of_models, processes
+from mla_compiler.bench.beforehand import Job, first_call, first_calls, jobs_of_kernels, jobs_of_models, processes
 from mla_compiler.bench.cases import GPU_CASES, Case
 from mla_compiler.bench.compare import Settings
 from mla_compiler.bench.latents import LATENTS
@@ -38,18 +38,36 @@ def test_how_many_processes(monkeypatch):
     assert processes(3, "cpu") == 3 and processes(0, "cuda") == processes(None, "cpu") == 0
     monkeypatch.setattr(beforehand.os, "cpu_count", lambda: 16)
     assert processes(None, "cuda") == 12
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (79 << 30, 80 << 30))
-    assert (beforehand._room("cuda", 20), beforehand._room("cuda", 5), beforehand._room("cuda", 100)) == (3, 15, 1)
+
+
+def test_as_many_run_as_memory_has_room_for():
+    large, small = (Job(case.name, case, "flashmla", SETTINGS) for case in (
+        BY_NAME["decode B=16, 8k of 16k"], BY_NAME["latent prefill 8k"]))
+    assert (large.gib, small.gib) == (20, 8)
+    assert beforehand._next([large, small], [], 4, 1.0) is large  # alone, whatever it takes
+    assert beforehand._next([large, small], [large], 4, 41.0) is large
+    assert beforehand._next([large, small], [large], 4, 39.0) is small
+    assert beforehand._next([large, small], [large], 4, 27.0) is None
+    assert beforehand._next([large, small], [large, small], 2, 100.0) is beforehand._next([], [], 2, 100.0) is None
+    kernel = CASES["decode"][7]
+    assert kernel.name == "decode B=64 8k"
+    assert Job(kernel.name, kernel, "flex", Settings("cuda", torch.bfloat16)).gib == pytest.approx(2 + 4, abs=0.01)
+
+
+def test_the_first_call_of_a_model_is_timed():
+    case = BY_NAME["latent decode B=1, 32k"].shrunk(512)
+    assert first_call(Job(case.name, case, "eager", SETTINGS, tiny=True)) > 0
+    with pytest.raises(RuntimeError, match="KeyError"):
+        first_call(Job("broken", Case("broken", 1, 8, shape="no such model"), "eager", SETTINGS))
 
 
 @pytest.mark.slow
-def test_what_was_compiled_beforehand_is_found(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+def test_what_was_compiled_beforehand_is_what_is_shown(tmp_path, capsys):
     path = tmp_path / "numbers.json"
-    asked = ["--device", "cpu", "--tiny", "--group", "model", "--cases", "^decode B=1, 32k", "--columns", "eager,flashmla"]
+    asked = ["--device", "cpu", "--tiny", "--group", "latent", "--cases", "128 heads, B=1 8k", "--columns", "deepseek"]
     assert bench.main([*asked, "--jobs", "1", "--repeats", "1", "--json", str(path)]) == 0
-    cell = json.loads(path.read_text())["cases"][0]["columns"]["flashmla"]
-    assert cell["compile_s"] > 1 and not cell["failure"]
+    reading = json.loads(path.read_text())["kernels"][0]["readings"]["flashmla"]
+    assert reading["compile_s"] > 0 and reading["note"] == ""
     assert "1 columns are compiled in 1 processes" in capsys.readouterr().out
 
 
