@@ -70,11 +70,11 @@ def jobs_of_kernels(cases: Iterable[AnyCase], asked: Sequence[str] | None, setti
                                     and not PEERS[name].absent(settings.device))]
 
 
-def processes(asked: int | None, device: str) -> int:
-    """How many to start: as asked, else by the cores of a machine with a GPU."""
+def processes(asked: int | None, device: str, tiny: bool = False) -> int:
+    """How many to start: as asked, else by the cores of a machine with a GPU, none for toys."""
     if asked is not None:
         return asked
-    return 0 if device == "cpu" else min(MOST_PROCESSES, max(1, (os.cpu_count() or 1) - 2))
+    return 0 if device == "cpu" or tiny else min(MOST_PROCESSES, max(1, (os.cpu_count() or 1) - 2))
 
 
 def first_calls(jobs: Sequence[Job], most: int, say: Callable[[str], None]) -> Seconds:

@@ -72,7 +72,7 @@ def _groups(given: argparse.Namespace, session: Session) -> list[str]:
 
 def _compile_beforehand(groups: list[str], session: Session) -> None:
     given, settings = session.given, session.settings
-    most = beforehand.processes(given.jobs, settings.device)
+    most = beforehand.processes(given.jobs, settings.device, given.tiny)
     if most < 1 or session.full_cpu:
         return
     jobs = []

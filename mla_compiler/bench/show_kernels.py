@@ -31,7 +31,8 @@ def table(rows: list[KernelRow], peers: list[str], roof: Roofline) -> Table:
 def line(row: KernelRow, roof: Roofline) -> str:
     """What there is to say when a case is done."""
     rate, part, ratio = _ours(row, roof)
-    return f"{row.case.name}: {_us(row.ours)} us, {rate}, {part} of the roofline, {ratio}"
+    first = f", first call {row.ours.compile_s:.1f} s" if row.ours.us is not None else ""
+    return f"{row.case.name}: {_us(row.ours)} us, {rate}, {part} of the roofline, {ratio}{first}"
 
 
 def _ours(row: KernelRow, roof: Roofline) -> tuple[str, str, str]:

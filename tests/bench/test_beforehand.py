@@ -37,7 +37,7 @@ def test_jobs_are_the_columns_that_compile(monkeypatch):
 def test_how_many_processes(monkeypatch):
     assert processes(3, "cpu") == 3 and processes(0, "cuda") == processes(None, "cpu") == 0
     monkeypatch.setattr(beforehand.os, "cpu_count", lambda: 16)
-    assert processes(None, "cuda") == 12
+    assert processes(None, "cuda") == 12 and processes(None, "cuda", tiny=True) == 0
 
 
 def test_as_many_run_as_memory_has_room_for():

@@ -72,7 +72,7 @@ def test_tables_show_what_there_is(capsys):
         assert text in shown
     assert show_kernels.notes([row]) == [
         "decode: flex: ValueError: [no]", "decode: deepseek: no kernel: none", "decode: flashinfer: wrong: 3"]
-    assert show_kernels.line(row, ROOF) == "decode: 10.0 us, 0.839 TB/s, 28% of the roofline, 1.60x SDPA"
+    assert show_kernels.line(row, ROOF) == "decode: 10.0 us, 0.839 TB/s, 28% of the roofline, 1.60x SDPA, first call 3.2 s"
     numbers = json.loads(json.dumps(show_kernels.as_json(row, ROOF)))
     assert (numbers["best_peer"], numbers["ratio"], numbers["readings"]["fa3"]["rate"]) == ("sdpa", 1.6, None)
 
