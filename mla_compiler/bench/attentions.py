@@ -21,6 +21,13 @@ COMPILE_S, DENSE = "s to compile", "x ours, dense"
 K = 1024
 
 
+PACKED = (
+    "residue: T0[0, i] == T0[0, j]; tile: where((T1[0, i//64, 1] < T1[0, j//64, 0]) | (T1[0, j//64, 1] < T1[0, i//64, 0]), 0, "
+    "where((T1[0, i//64, 0] == T1[0, j//64, 1]) & (T1[0, i//64, 1] == T1[0, j//64, 0]), 2, 1))"
+)
+"""What packed documents add to a spec: the same id, and the class of a tile by the ids' bounds."""
+
+
 @dataclass(frozen=True)
 class Attention:
     """One case. window: keys a query sees at most, 0 for all; documents: equal ones packed; live: keys of each sequence."""
@@ -78,14 +85,13 @@ class Attention:
 
     @property
     def spec(self) -> str:
-        """The text of AttentionSpec. T0: in decode the first query's position [batch]; document ids [1, keys] if packed."""
+        """The text of AttentionSpec. T0: in decode the first query's position [batch]; if packed, document ids [1, keys], and
+        T1 their bounds, as the pipeline asks for them."""
         hi = "i + 1" if self.group == PREFILL else "T0[b] + 1" if self.queries == 1 else "T0[b] + i + 1"
         parts = [f"score: {self.scale!r}*s", f"hi: {hi}", f"group: {self.sharing}"]
         if self.window:
             parts.insert(1, f"lo: max(0, i - {self.window - 1})")
-        if self.documents > 1:
-            parts.insert(-1, "residue: T0[0, i] == T0[0, j]")
-        return "; ".join(parts)
+        return "; ".join(parts[:-1] + ([PACKED] if self.documents > 1 else []) + parts[-1:])
 
     def visible(self, b: int, i: Tensor, j: Tensor) -> Tensor:
         """Bool: whether query i of sequence b sees key j, from the words above and not from the spec."""

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .attentions import DECODE, Attention
+from ..lowering.bounds import bounds
+from .attentions import DECODE, PACKED, Attention
 
 Place = tuple[int, int, Tensor]
 """Rows of the answer: sequence, KV head, queries."""
@@ -52,7 +53,7 @@ class Operands:
         """Our operator bound to these; `dense`: without the documents."""
         spec, tables = self.case.spec, list(self.tables)
         if dense:
-            spec, tables = spec.replace("residue: T0[0, i] == T0[0, j]; ", ""), []
+            spec, tables = spec.replace(f"{PACKED}; ", ""), []
         return functools.partial(torch.ops.flashmla.attend, self.q, self.k, self.v, tables, [], [], spec)
 
     def places(self, random: torch.Generator) -> list[Place]:
@@ -85,5 +86,6 @@ def _tables(case: Attention, device: str) -> tuple[Tensor, ...]:
     if case.group == DECODE:
         return (torch.tensor([length - case.queries for length in case.lengths], device=device),)
     if case.documents > 1:
-        return ((torch.arange(case.keys, device=device) // case.document)[None],)
+        ids = (torch.arange(case.keys, device=device) // case.document)[None]
+        return ids, bounds(ids)
     return ()
