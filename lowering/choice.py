@@ -10,9 +10,8 @@ class Choice:
     """Which kernel, how large its tiles (rows, keys), how many warps, pipeline stages, parts of the key range.
 
     Of decode: `programs` that share all live keys equally, 0 if each item is cut into kv_splits parts; what holds all sequences
-    (block_b), all query positions (block_t) and the rows merged at once (block_r), powers of two; how many 32nds of a share are
-    not given to a program but drawn (decode_hopper). Of the Hopper kernel: whether
-    its warpgroups take turns (ping_pong) and its blocks stay for several tiles (persistent).
+    (block_b), all query positions (block_t) and the rows merged at once (block_r), powers of two. Of the
+    Hopper kernel: whether its warpgroups take turns (ping_pong) and its blocks stay for several tiles (persistent).
     """
 
     family: str
@@ -27,7 +26,6 @@ class Choice:
     block_r: int = 4
     ping_pong: bool = False
     persistent: bool = False
-    drawn: int = 0
 
     def __str__(self) -> str:
         tiles = f"{self.family} {self.block_m}x{self.block_n}, {self.warps} warps, {self.stages} stages"

@@ -12,6 +12,7 @@ from . import codegen
 from .choice import Choice
 from .decode import config as decode
 from .decode import hopper_config as decode_hopper
+from .decode import model as decode_model
 from .errors import LoweringError
 from .hopper import config as hopper
 from .machine import Machine
@@ -72,5 +73,6 @@ def candidates(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: 
     shape = decode.Shape(batch, heads // spec.group, queries, keys, head_dim, value_dim, dtype.itemsize)
     packed = decode.candidates(spec, shape, limits[0] == 32, machine)
     if decode_hopper.serves(spec, shape, dtype, machine):
-        return (*decode_hopper.candidates(spec, shape, machine), packed[0])
+        packed = [*decode_hopper.candidates(spec, shape, machine), packed[0]]
+        return tuple(decode_model.ordered(spec.group, shape, packed, machine))
     return tuple(packed)

@@ -5,17 +5,13 @@ least. Items stand in a line, sequence by sequence. What a sequence has is the u
 all its `items` items: the hull may not depend on h. Every program finds the line for itself from the lengths: B * T bounds,
 one sum, one running sum.
 
-The cut depends on the lengths and the grid alone, so the same keys are summed in the same order every time:
+The cut depends on the lengths and the grid alone, so the same keys are summed in the same order every time: part w, of
+program w, has tiles [w * each, (w + 1) * each). A part that spans two items pays two starts, and items that are cut are
+merged. Where FEW programs for each item (0: there are more items than programs) make shares that are hardly larger than equal
+ones, item x has the programs x * FEW, x * FEW + 1, ... to itself: the line is even.
 
-    part w < W            tiles [w * each, (w + 1) * each): program w has it from the start
-    part W, W + 1, ...    the next `small` tiles each: whoever is done draws the next one (`hopper.py`)
-
-Equal shares are not equal times: one processor reads a third faster than another. DRAWN 32nds of a share are therefore
-drawn, a 32nd at a time; none where a share has less than LEAST_DRAWN tiles, and `each` is all of it.
-
-A part that spans two items pays two starts, and items that are cut are merged. Where nothing is drawn and FEW programs for
-each item (0: there are more items than programs) make shares that are hardly larger than equal ones, item x has the
-programs x * FEW, x * FEW + 1, ... to itself: the line is even.
+Shares stay equal although equal shares are not equal times (`BENCHMARKS.md`): parts that whoever is done draws from a counter
+cost more than they even out.
 
 Triton and Gluon have this text alike; `ordinals` and `corners` are their own.
 """
@@ -27,7 +23,6 @@ from ..hooks import HAS_HI, HAS_LO, hull_hi, hull_lo
 from .lanes import corners, in_line, ordinals
 
 LEAST_KEYS = tl.constexpr(128)
-LEAST_DRAWN = tl.constexpr(16)
 
 
 @triton.jit
@@ -63,18 +58,17 @@ def extents(B, T, S, env, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_T:
 
 
 @triton.jit
-def divide(B, T, S, items, FEW, DRAWN, env, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_T: tl.constexpr):
-    """The line: begin, tiles and where it ends, of each sequence [BLOCK_B]; its cut: each, small, whether it is even."""
+def divide(B, T, S, items, FEW, env, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_T: tl.constexpr):
+    """The line: begin, tiles and where it ends, of each sequence [BLOCK_B]; its cut: each, whether it is even."""
     begin, tiles = extents(B, T, S, env, BLOCK_N, BLOCK_B, BLOCK_T)
     ends = tiles * items
     if BLOCK_B > 1:
         ends = tl.associative_scan(ends, 0, total_of)
     least = tl.cdiv(LEAST_KEYS, BLOCK_N)
     share = tl.maximum(tl.cdiv(tl.sum(tiles, 0) * items, tl.num_programs(0)), least)
-    drawn = tl.where(share < LEAST_DRAWN, 0, share * DRAWN // 32)
     whole = tl.maximum(tl.cdiv(tl.max(tiles, 0), tl.maximum(FEW, 1)), least)
-    even = (drawn == 0) & (FEW > 0) & (whole <= share + 1 + share // 8)
-    return begin, tiles, ends, tl.where(even, whole, share - drawn), tl.maximum(share // 32, least), even
+    even = (FEW > 0) & (whole <= share + 1 + share // 8)
+    return begin, tiles, ends, tl.where(even, whole, share), even
 
 
 @triton.jit
@@ -84,35 +78,18 @@ def of(x, b):
 
 
 @triton.jit
-def to_draw(line):
-    """How many parts are drawn."""
-    _begin, _tiles, ends, each, small, even = line
-    beyond = tl.maximum(tl.max(ends, 0) - tl.num_programs(0) * each, 0)
-    return tl.where(even, 0, tl.cdiv(beyond, small))
-
-
-@triton.jit
-def part_at(at, each, small):
-    """The part that a tile of the line belongs to."""
-    W = tl.num_programs(0)
-    return tl.where(at < W * each, at // tl.maximum(each, 1), W + (at - W * each) // small)
-
-
-@triton.jit
 def keys_of_part(line, part, items, B, FEW):
     """Of a part: its first item, how many tiles of that lie before it, how many tiles it has from there on."""
-    _begin, tiles, ends, each, small, even = line
-    W = tl.num_programs(0)
+    _begin, tiles, ends, each, even = line
     own = part // tl.maximum(FEW, 1)
-    at = tl.where(part < W, part * each, W * each + (part - W) * small)
+    at = part * each
     b = tl.where(even, own // items, tl.sum((ends <= at).to(tl.int32), 0))
     n = tl.maximum(of(tiles, b), 1)
     past = at - (of(ends, b) - n * items)
     x = past // n
     before = tl.where(even, (part - own * FEW) * each, past - x * n)
     rest = tl.where(even, n - before, tl.max(ends, 0) - at)
-    left = tl.where(b < B, tl.minimum(tl.where(part < W, each, small), rest), 0)
-    return tl.where(even, own, b * items + x), before, left
+    return tl.where(even, own, b * items + x), before, tl.where(b < B, tl.minimum(each, rest), 0)
 
 
 @triton.jit
@@ -124,10 +101,10 @@ def keys_of(line, b):
 @triton.jit
 def parts_of(line, item, items, FEW):
     """The first part of an item, and in how many consecutive ones it lies."""
-    _begin, tiles, ends, each, small, even = line
+    _begin, tiles, ends, each, even = line
     b = item // items
     n = tl.maximum(of(tiles, b), 1)
     at = of(ends, b) - n * items + (item - b * items) * n
-    first = part_at(at, each, small)
-    parts = tl.where(even, tl.cdiv(n, each), part_at(at + n - 1, each, small) - first + 1)
+    first = at // each
+    parts = tl.where(even, tl.cdiv(n, each), (at + n - 1) // each - first + 1)
     return tl.where(even, item * FEW, first), parts

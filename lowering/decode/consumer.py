@@ -8,7 +8,7 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 from ..hooks import HAS_LO, HAS_SINK, sink
 from ..hopper.softmax import join_sink, weigh
 from ..hopper.tiles import hull, least, most, slot
-from .balance import divide, keys_of, keys_of_part, parts_of, row_tiles, to_draw
+from .balance import divide, keys_of, keys_of_part, parts_of, row_tiles
 from .parts import join_parts, place, rows_of, store_part, store_rows
 
 
@@ -79,17 +79,6 @@ def attend_tiles(b_q, rings, bars, use, first, count, at, lo, hi, span, env, STA
 
 
 @gluon.jit
-def next_part(line, words, full, use, STAGES: gl.constexpr):
-    """The part that the next tile belongs to, -1 if there is none."""
-    part = -1
-    if to_draw(line) > 0:
-        at, phase = slot(use, STAGES)
-        mbarrier.wait(full.index(at), phase)
-        part = gl.max(words.index(at).load(gl.BlockedLayout([1], [32], [gl.num_warps()], [0])), 0)
-    return part
-
-
-@gluon.jit
 def finish(wg: gl.constexpr, tensors, acc, lse, part, item, first, parts, T, items, DV: gl.constexpr, GROUP: gl.constexpr,
            BLOCK_M: gl.constexpr, BLOCK_T: gl.constexpr, BLOCK_R: gl.constexpr, ROWS: gl.constexpr):
     """Stores acc [64, BLOCK_DV], an item or, of one in several parts, a part; the last to come joins them."""
@@ -103,7 +92,7 @@ def finish(wg: gl.constexpr, tensors, acc, lse, part, item, first, parts, T, ite
     else:
         store_part(place(workspace, part, part - first, wg, WARPGROUPS, ROWS, DV), acc, lse, m_row, DV, ROWS)
         tl.debug_barrier()                                          # all threads have stored before one of them counts
-        count_at = counters + 1 + item * WARPGROUPS + wg
+        count_at = counters + item * WARPGROUPS + wg
         if gl.atomic_add(count_at, 1, sem="acq_rel") == parts - 1:
             gl.store(count_at, 0)
             join_parts(workspace, out, out_strides, b, x, first, parts, T, DV, acc.shape[1], GROUP, BLOCK_M, BLOCK_T, BLOCK_R,
@@ -138,23 +127,21 @@ def attend_part(wg: gl.constexpr, tensors, b_q, rings, bars, use, line, part, it
 
 
 @gluon.jit
-def consume(wg: gl.constexpr, tensors, b_q, rings, bars, words, sizes, env, D: gl.constexpr, DV: gl.constexpr,
+def consume(wg: gl.constexpr, tensors, b_q, rings, bars, sizes, env, D: gl.constexpr, DV: gl.constexpr,
             GROUP: gl.constexpr, STAGES: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
             BLOCK_B: gl.constexpr, BLOCK_T: gl.constexpr, BLOCK_R: gl.constexpr, ROWS: gl.constexpr):
-    """A consumer: rows 64 wg .. 64 wg + 63 of the items of its parts."""
-    B, H, T, S, FEW, DRAWN = sizes
+    """A consumer: rows 64 wg .. 64 wg + 63 of the items of its part."""
+    B, H, T, S, FEW = sizes
     items = row_tiles(T, GROUP, BLOCK_M, BLOCK_T) * (H // GROUP)
-    line = divide(B, T, S, items, FEW, DRAWN, env, BLOCK_N, BLOCK_B, BLOCK_T)
+    line = divide(B, T, S, items, FEW, env, BLOCK_N, BLOCK_B, BLOCK_T)
     part = gl.program_id(0)
+    item, before, left = keys_of_part(line, part, items, B, FEW)
     use = 0
-    while part >= 0:
-        item, before, left = keys_of_part(line, part, items, B, FEW)
-        while left > 0:
-            count = gl.minimum(keys_of(line, item // items)[1] - before, left)
-            attend_part(wg, tensors, b_q.index(wg), rings, bars, use, line, part, item, before, count, T, S, items, FEW, env,
-                        D, DV, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_T, BLOCK_R, ROWS)
-            use += count
-            left -= count
-            item += 1
-            before = 0
-        part = next_part(line, words, bars[0][0], use, STAGES)
+    while left > 0:
+        count = gl.minimum(keys_of(line, item // items)[1] - before, left)
+        attend_part(wg, tensors, b_q.index(wg), rings, bars, use, line, part, item, before, count, T, S, items, FEW, env, D, DV,
+                    GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_T, BLOCK_R, ROWS)
+        use += count
+        left -= count
+        item += 1
+        before = 0

@@ -1,7 +1,7 @@
 """Tiles of the Hopper decode kernel; what it serves.
 
 Bytes = q tile + STAGES * (k tile + v tile) <= shared memory of a block. Few stages: the bytes that 132 processors have on
-their way with more than 4 of 64 keys only queue before the memory (`BENCHMARKS.md`).
+their way with more than 2 of 64 keys only queue before the memory (`BENCHMARKS.md`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ from ..hopper.config import serves as addressable
 from ..machine import Machine
 from .config import MOST_BOUNDS, Shape, batch_block, power, same_for_all_heads
 
-DRAWN = 8
-"""32nds of a share that are drawn."""
-STAGES = (3, 4, 2)
-"""Best first."""
+TILES = ((64, 2), (64, 3), (32, 3), (128, 2), (32, 2))
+"""(keys, stages) at 256 elements of K and V a key, best first; of half as many elements tiles have twice as many keys."""
 _MERGED = 8192  # elements of out that are merged at once
 
 
@@ -33,12 +31,21 @@ def candidates(spec: AttentionSpec, shape: Shape, machine: Machine) -> list[Choi
     """Those that fit, the preferred first."""
     rows, d, dv = spec.group * shape.queries, padded(shape.head_dim), padded(shape.value_dim)
     block_m = 64 if rows <= 64 else 128
-    block_n = 128 if d + dv <= 128 else 64 if d + dv <= 384 else 32
-    room = (machine.shared_memory - 2048 - 2 * block_m * d) // (2 * block_n * (d + dv))
+    room = machine.shared_memory - 2048 - 2 * block_m * d
+    tiles = [(keys_of(block_n, d + dv), stages) for block_n, stages in TILES]
+    return [_choice(spec, shape, block_m, *tile, machine) for tile in dict.fromkeys(tiles)
+            if 2 * tile[0] * tile[1] * (d + dv) <= room]
+
+
+def keys_of(block_n: int, width: int) -> int:
+    """Keys of a tile of as many bytes as `block_n` keys of 256 elements, to a power of two between 16 and 128."""
+    return max(16, min(128, power(block_n * 256 // width)))
+
+
+def _choice(spec: AttentionSpec, shape: Shape, block_m: int, block_n: int, stages: int, machine: Machine) -> Choice:
+    rows = spec.group * shape.queries
     most = shape.batch * shape.kv_heads * -(-rows // block_m) * -(-shape.keys // block_n)
-    return [
-        Choice("decode_hopper", block_m, block_n, 4, stages, programs=min(machine.processors, most),
-               block_b=batch_block(shape.batch), block_t=power(shape.queries), block_r=min(16, power(rows), _MERGED // dv),
-               drawn=drawn)
-        for drawn in (DRAWN, 0) for stages in dict.fromkeys(min(room, stages) for stages in STAGES)
-    ]
+    return Choice(
+        "decode_hopper", block_m, block_n, 4, stages, programs=min(machine.processors, most), block_b=batch_block(shape.batch),
+        block_t=power(shape.queries), block_r=min(16, power(rows), _MERGED // padded(shape.value_dim)),
+    )

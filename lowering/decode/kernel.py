@@ -102,7 +102,7 @@ def decode(q, q_strides, k, k_strides, v, v_strides, out, out_strides, workspace
     KNOWN_T: tl.constexpr = BLOCK_T if BALANCED else 0
     items = row_tiles(T, GROUP, BLOCK_M, KNOWN_T) * (H // GROUP)                             # of one sequence
     if BALANCED:
-        line = divide(B, T, S, items, FEW, 0, env, BLOCK_N, BLOCK_B, BLOCK_T)
+        line = divide(B, T, S, items, FEW, env, BLOCK_N, BLOCK_B, BLOCK_T)
         item, before, left = keys_of_part(line, pid, items, B, FEW)
         while left > 0:
             start, n = keys_of(line, item // items)

@@ -50,11 +50,6 @@ def rows_kept(group: int, choice: Choice) -> int:
     return min(64, -(-group * choice.block_t // 4) * 4)
 
 
-def most_parts(choice: Choice) -> int:
-    """Parts of a line, however long: `balance.py` draws `drawn` 32nds of a share, a 32nd, rounded down, at a time."""
-    return choice.programs * (2 + 2 * choice.drawn)
-
-
 def registers(choice: Choice) -> int:
     """Per thread at the start of the Hopper kernel, of 64 K: a warpgroup for each 64 rows and one for the loading warp."""
     return 240 if choice.block_m == 64 else REGISTERS
@@ -66,11 +61,10 @@ def launch_hopper(module: ModuleType, group: int, choice: Choice, q: Tensor, k: 
     batch, heads, queries, head_dim = q.shape
     items = -(-group * queries // choice.block_m) * batch * (heads // group)
     warpgroups = choice.block_m // 64
-    slots = 2 * most_parts(choice) * warpgroups
+    slots = 2 * choice.programs * warpgroups
     workspace = q.new_empty(slots * rows_kept(group, choice) * (v.shape[3] + 1), dtype=torch.float32)
     k_tile, v_tile = tiles(choice, head_dim, v.shape[3]).values()
     arguments = (q, q.stride(), describe(k, *k_tile), describe(v, *v_tile), out, out.stride(), workspace,
-                 counters(q.device, 1 + items * warpgroups), batch, heads, queries, k.shape[2], choice.programs // items,
-                 choice.drawn, *given)
+                 counters(q.device, items * warpgroups), batch, heads, queries, k.shape[2], choice.programs // items, *given)
     start(module.decode_hopper, (choice.programs,), arguments, hopper_constants(group, choice, head_dim, v.shape[3]),
           choice.warps, choice.stages, q.device.index, maxnreg=registers(choice))
