@@ -1,4 +1,4 @@
-"""us(choice) = START + merge + max(bytes / rate, waves * tile); so which kernel, tile and stages, is the first to time
+"""us(choice) = START + merge + max(bytes / rate, (waves - 1) * tile) + tile; so which kernel, tile and stages, is timed first
 
     bytes    K and V of all items, at the memory's rate, which falls by CROWD for each MiB on its way beyond ENOUGH
     waves    key tiles of the program that has most
@@ -27,7 +27,7 @@ LEAST_KEYS = 128
 """Of a program, as in `balance.py`."""
 FLOPS = 5.26e6
 """A us and processor, of products of 64 rows."""
-LATENCY = 1.43
+LATENCY = 1.44
 """us from asking for a tile to having it, where all processors ask."""
 
 
@@ -44,8 +44,8 @@ class Rates:
     weight: float
 
 
-HOPPER = Rates(start=5.0, merge=0.7, row=0.0159, memory=3.02e6, crowd=0.16, step=0.3, weight=7.0e-5)
-PLAIN = Rates(start=6.9, merge=1.1, row=0.0131, memory=3.01e6, crowd=0.04, step=0.285, weight=2.1e-4)
+HOPPER = Rates(start=4.6, merge=0.5, row=0.0158, memory=3.02e6, crowd=0.06, step=0.36, weight=1.3e-5)
+PLAIN = Rates(start=6.6, merge=0.9, row=0.0124, memory=3.01e6, crowd=0.02, step=0.29, weight=2.1e-4)
 
 
 def ordered(group: int, shape: Shape, choices: Sequence[Choice], machine: Machine) -> list[Choice]:
@@ -70,7 +70,8 @@ def microseconds(choice: Choice, group: int, shape: Shape, machine: Machine) -> 
     crowded = 1 + rates.crowd * max(0.0, waiting - ENOUGH) / (1 << 20)
     merge = (rates.merge + rates.row * min(rows, choice.block_m) * parts) if parts > 1 else 0.0
     memory = items * shape.keys * key / rates.memory * crowded
-    return rates.start + merge + max(memory, waves * tile_us(choice, shape, rates))
+    tile = tile_us(choice, shape, rates)
+    return rates.start + merge + max(memory, (waves - 1) * tile) + tile
 
 
 def cut(items: int, tiles: int, programs: int, least: int) -> tuple[int, float]:
@@ -78,8 +79,8 @@ def cut(items: int, tiles: int, programs: int, least: int) -> tuple[int, float]:
     share, few = max(ceil(items * tiles / programs), least), programs // items
     even = max(ceil(tiles / max(1, few)), least)
     if few and even <= share + 1 + share // 8:
-        return even, ceil(tiles / even)
-    return share, tiles / share + 1
+        return min(even, tiles), ceil(tiles / even)
+    return min(share, items * tiles), tiles / share + 1
 
 
 def tile_us(choice: Choice, shape: Shape, rates: Rates) -> float:

@@ -70,6 +70,7 @@ def test_the_line_is_cut_as_the_kernel_cuts_it():
     assert cut(128, 128, 132, 2) == (128, 1)                     # one program an item, four without work
     assert cut(8, 32, 132, 2) == (2, 16)
     assert cut(8, 4, 32, 4) == (4, 1)                            # no part of fewer than 128 keys
+    assert cut(8, 1, 8, 2) == (1, 1)
     assert cut(528, 128, 132, 2) == (512, 1.25)
     assert cut(99, 40, 132, 2) == (30, 40 / 30 + 1)
 
