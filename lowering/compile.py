@@ -129,7 +129,7 @@ def compile_latent(
     types = dict.fromkeys(("q_latent", "q_rope", "latent", "rope", "out"), kind)
     types |= {"lse": "*fp32", "pages": "*i32", "chosen": "*i64"} | ({"out": "*fp32"} if in_parts else {})
     registers = tma.REGISTERS if choice.family in latent.FAMILIES else 0
-    if choice.family == "mla_hopper":
+    if choice.family in latent.BY_TMA:
         for name, tile in latent.tiles(rank, width, choice.block_n).items():
             types[name] = tma.tile_type(kind.removeprefix("*"), [1, *tile], dtype)
     constants = gpu_latent.constants(choice, rank, width, paged)

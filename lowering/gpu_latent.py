@@ -108,7 +108,7 @@ def _operands(choice: Choice, given: Latents) -> list[Any]:
     """The arguments of a kernel before its output."""
     queries = _with_strides(given.q_latent, given.q_rope)
     pages = _with_strides(given.pages) if given.pages is not None else [None, (0, 0)]
-    if choice.family == "mla_hopper":
+    if choice.family in hopper.BY_TMA:
         wanted = hopper.tiles(given.q_latent.shape[3], given.rope.shape[2], choice.block_n)
         latents = [tma.describe(getattr(given, name), *tile) for name, tile in wanted.items()]
     else:
@@ -133,7 +133,7 @@ def constants(choice: Choice, rank: int, width: int, paged: bool, upcast: bool =
     """The constexpr arguments of a kernel."""
     in_parts = choice.kv_splits > 1
     if choice.family in hopper.FAMILIES:
-        return hopper.constants(rank, width, choice.block_n, choice.stages, paged, in_parts)
+        return hopper.constants(choice, rank, width, paged, in_parts)
     return {
         "R": rank, "P": width, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n, "BLOCK_R": padded(rank),
         "BLOCK_P": padded(width), "STAGES": choice.stages, "IN_PAGES": paged, "IN_PARTS": in_parts,

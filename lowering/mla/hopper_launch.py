@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from ...ir import AttentionSpec
-from ..choice import padded
+from ..choice import Choice, padded
 from ..hopper.config import has_gluon
 from ..machine import Machine
 from ..tma import describable, unit_stride
 
-FAMILIES = ("mla_hopper", "tokens_hopper")
+FAMILIES = ("mla_hopper", "tokens_hopper", "mla_exchange", "tokens_exchange")
+BY_TMA = ("mla_hopper", "mla_exchange")
 _RANKS = (128, 256, 512)
 
 
@@ -32,12 +33,15 @@ def addressable(q_latent: Tensor, q_rope: Tensor, latent: Tensor, rope: Tensor) 
     return unit_stride(q_latent) and unit_stride(q_rope) and describable(latent, rope)
 
 
-def constants(rank: int, width: int, block_n: int, stages: int, paged: bool, in_parts: bool) -> dict[str, Any]:
-    """The constexpr arguments. Two slots for messages, if shared memory has room for them."""
-    return {
-        "R": rank, "P": width, "BLOCK_N": block_n, "HALF": padded(rank) // 2, "BLOCK_P": padded(width), "STAGES": stages,
-        "SLOTS": 2 if block_n <= 32 else 1, "IN_PAGES": paged, "IN_PARTS": in_parts,
+def constants(choice: Choice, rank: int, width: int, paged: bool, in_parts: bool) -> dict[str, Any]:
+    """The constexpr arguments."""
+    found = {
+        "R": rank, "P": width, "BLOCK_N": choice.block_n, "HALF": padded(rank) // 2, "BLOCK_P": padded(width), "IN_PAGES": paged,
+        "IN_PARTS": in_parts,
     }
+    if choice.family.endswith("exchange"):
+        return found | {"BLOCK_P": choice.block_n}
+    return found | {"STAGES": choice.stages, "SLOTS": 2 if choice.block_n <= 32 else 1}
 
 
 def tiles(rank: int, width: int, block_n: int) -> dict[str, tuple[int, int]]:

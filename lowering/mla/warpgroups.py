@@ -124,13 +124,18 @@ def fill_queries(buf, q, strides, sizes, c0: gl.constexpr, D: gl.constexpr):
 
 @gluon.jit
 def clean(buf, at, j0, begin, last):
-    """Zeroes the rows of a tile of latents that are no keys of this block: their weight is 0, but they may hold NaN."""
-    W: gl.constexpr = buf.shape[3]
+    """Zeroes the rows of a tile of latents that are no keys of this block: their weight is 0, but they may hold NaN.
+
+    64 columns at a time: whoever calls this holds the sums in registers.
+    """
+    W: gl.constexpr = 64
     if (j0 < begin) | (j0 + buf.shape[2] > last):
         layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // W, W // 8], [4, 1], [1, 0])
         j = j0 + gl.arange(0, buf.shape[2], gl.SliceLayout(1, layout))
-        tile = flat(buf, at)
-        tile.store(gl.where(((j >= begin) & (j < last))[:, None], tile.load(layout), 0.0))
+        keys = ((j >= begin) & (j < last))[:, None]
+        for c in gl.static_range(buf.shape[3] // W):
+            tile = flat(buf, at).slice(c * W, W, 1)
+            tile.store(gl.where(keys, tile.load(layout), 0.0))
         fence_async_shared()
 
 
