@@ -34,15 +34,15 @@ _BODY = {
     "mla": ("scan.py", "packed.py", "mla/tile.py", "mla/kernel.py"),
     "tokens": ("scan.py", "packed.py", "mla/tile.py", "tokens/kernel.py"),
 }
+_EXCHANGE = (
+    "hopper/tiles.py", "hopper/softmax.py", "mla/warpgroups.py", "mla/line.py", "mla/join.py", "mla/exchange.py")
 _GLUON = {
     "hopper": ("hopper/tiles.py", "hopper/softmax.py", "hopper/multiply.py", "hopper/kernel.py"),
     "mla_hopper": ("hopper/tiles.py", "hopper/softmax.py", "mla/warpgroups.py", "mla/consumers.py", "mla/hopper.py"),
     "tokens_hopper": (
         "hopper/tiles.py", "hopper/softmax.py", "mla/warpgroups.py", "mla/consumers.py", "tokens/hopper.py"),
-    "mla_exchange": (
-        "hopper/tiles.py", "hopper/softmax.py", "mla/warpgroups.py", "mla/exchange.py", "mla/hopper_exchange.py"),
-    "tokens_exchange": (
-        "hopper/tiles.py", "hopper/softmax.py", "mla/warpgroups.py", "mla/exchange.py", "tokens/exchange.py"),
+    "mla_exchange": (*_EXCHANGE, "mla/hopper_exchange.py"),
+    "tokens_exchange": (*_EXCHANGE, "tokens/exchange.py"),
 }
 _ROW, _POINT = "b, h, i", "b, h, i, j"
 

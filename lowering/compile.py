@@ -127,12 +127,16 @@ def compile_latent(
     function = getattr(modules.load(source, choice.family), choice.family)
     in_parts, kind = choice.kv_splits > 1, _DTYPES[dtype]
     types = dict.fromkeys(("q_latent", "q_rope", "latent", "rope", "out"), kind)
-    types |= {"lse": "*fp32", "pages": "*i32", "chosen": "*i64"} | ({"out": "*fp32"} if in_parts else {})
+    exchanges = choice.family.endswith("exchange")
+    types |= {"lse": "*fp32", "pages": "*i32", "chosen": "*i64"} | ({"out": "*fp32"} if in_parts and not exchanges else {})
+    types |= {"workspace": "*fp32", "counters": "*i32" if choice.programs else "*fp32"}
     registers = tma.REGISTERS if choice.family in latent.FAMILIES else 0
     if choice.family in latent.BY_TMA:
         for name, tile in latent.tiles(rank, width, choice.block_n).items():
             types[name] = tma.tile_type(kind.removeprefix("*"), [1, *tile], dtype)
     constants = gpu_latent.constants(choice, rank, width, paged)
+    if exchanges and not choice.programs and not in_parts:
+        constants |= {"workspace": None, "counters": None}
     built = build(function, types, constants, arch, choice.warps, choice.stages, registers)
     return record(built, choice.family, arch, str(spec), str(choice), source)
 

@@ -17,8 +17,10 @@ from ..ops import output_like
 from . import gpu, tma
 from .checks_latent import PAGE, check_latent_operands
 from .choice import Choice, padded
+from .decode.counters import counters
 from .launch import launch as start
 from .machine import Machine, machine_of
+from .mla import exchange_launch as exchange
 from .mla import hopper_launch as hopper
 from .mla.config import Shape, configure
 from .mla.hopper_launch import addressable, serves
@@ -84,6 +86,9 @@ def shape_of(given: Latents) -> Shape:
 
 def launch(spec: AttentionSpec, choice: Choice, given: Latents, operands: list[Any], out: Tensor) -> None:
     """Runs `choice` into out [B, H, T, R], of any strides; the Hopper kernel's out has a unit stride in R."""
+    if choice.family.endswith("exchange"):
+        _exchange(spec, choice, given, operands, out)
+        return
     batch, heads, queries, rank = given.q_latent.shape
     splits, shape = choice.kv_splits, shape_of(given)
     parts, lse = out, None
@@ -102,6 +107,36 @@ def launch(spec: AttentionSpec, choice: Choice, given: Latents, operands: list[A
             start(kernel, grid, arguments, fixed, choice.warps, choice.stages, out.device.index)
         if lse is not None:
             _merge(parts, lse, out)
+
+
+def _exchange(spec: AttentionSpec, choice: Choice, given: Latents, operands: list[Any], out: Tensor) -> None:
+    """The kernels whose blocks share a line of key tiles and join its parts in the same launch, or without a line."""
+    batch, heads, queries, rank = given.q_latent.shape
+    shape = shape_of(given)
+    lanes = -(-shape.rows // choice.block_m)
+    parts: Tensor | None = None
+    other: Tensor | None = None
+    if choice.programs:
+        parts = out.new_empty(2 * choice.programs * choice.block_m * (rank + 2), dtype=torch.float32)
+        other = counters(out.device, 2 * lanes * shape.items)
+    elif choice.kv_splits > 1:
+        parts = out.new_empty((choice.kv_splits, batch, heads, queries, rank), dtype=torch.float32)
+        other = out.new_empty((choice.kv_splits, batch, heads, queries), dtype=torch.float32)
+    sizes = [batch, heads, queries, given.keys]
+    if given.tokens is None:
+        sizes += [choice.kv_splits]
+    else:
+        tiles = -(-shape.keys // choice.block_n)
+        sizes += [shape.keys, choice.kv_splits, *exchange.shares(shape.items, tiles, max(1, choice.programs // lanes))]
+    arguments = (*_operands(choice, given), out, out.stride(), parts, other, *sizes, *operands)
+    fixed = constants(choice, rank, shape.rope, given.pages is not None)
+    kernel = getattr(gpu.kernel(spec, choice.family), choice.family)
+    with torch.cuda.device_of(out):
+        kernel[choice.programs or choice.kv_splits * lanes * shape.items,](
+            *arguments, **fixed, num_warps=choice.warps, maxnreg=tma.REGISTERS,
+            launch_cooperative_grid=choice.programs > lanes)
+        if not choice.programs and parts is not None and other is not None:
+            _merge(parts, other, out)
 
 
 def _operands(choice: Choice, given: Latents) -> list[Any]:

@@ -35,15 +35,16 @@ def addressable(q_latent: Tensor, q_rope: Tensor, latent: Tensor, rope: Tensor) 
 
 def constants(choice: Choice, rank: int, width: int, paged: bool, in_parts: bool) -> dict[str, Any]:
     """The constexpr arguments."""
-    found = {
-        "R": rank, "P": width, "BLOCK_N": choice.block_n, "HALF": padded(rank) // 2, "BLOCK_P": padded(width), "IN_PAGES": paged,
-        "IN_PARTS": in_parts,
-    }
+    found = {"R": rank, "P": width, "BLOCK_N": choice.block_n, "HALF": padded(rank) // 2, "IN_PAGES": paged}
     if choice.family.endswith("exchange"):
-        return found | {"BLOCK_P": choice.block_n}
-    return found | {"STAGES": choice.stages, "SLOTS": 2 if choice.block_n <= 32 else 1}
+        block_b = choice.block_b if choice.programs else 0
+        found |= {"BLOCK_P": choice.block_n, "BLOCK_B": block_b, "BLOCK_ROWS": choice.block_r}
+        return found | ({"BLOCK_T": choice.block_t} if choice.family == "mla_exchange" else {})
+    slots = 2 if choice.block_n <= 32 else 1
+    return found | {"BLOCK_P": padded(width), "IN_PARTS": in_parts, "STAGES": choice.stages, "SLOTS": slots}
 
 
 def tiles(rank: int, width: int, block_n: int) -> dict[str, tuple[int, int]]:
     """Rows and columns of the tile of each descriptor, in the order of the kernel's arguments."""
-    return {"latent": (block_n, padded(rank) // 2), "rope": (block_n, padded(width))}
+    columns = max(64, padded(width)) if block_n == 64 else padded(width)
+    return {"latent": (block_n, padded(rank) // 2), "rope": (block_n, columns)}

@@ -7,9 +7,11 @@ import torch
 
 from mla_compiler.ir import AttentionSpec
 from mla_compiler.lowering import gpu_latent
+from mla_compiler.lowering.choice import Choice
 from mla_compiler.lowering.compile import compile_latent
 from mla_compiler.lowering.machine import MACHINES
 from mla_compiler.lowering.mla.config import Shape, configure
+from mla_compiler.lowering.mla.exchange_launch import line
 from mla_compiler.lowering.mla.hopper_launch import serves
 
 from .latents import Case, operands
@@ -102,6 +104,26 @@ def test_the_hopper_kernel_gathers_chosen_tokens(batch, paged):
     after = kernel.ptx.split("cp.async.wait_group \t2;")[1]
     assert re.findall(r"bar\.sync|fence\.proxy\.async|mbarrier\.arrive", after)[:4] == [
         "bar.sync", "fence.proxy.async", "bar.sync", "mbarrier.arrive"]
+
+
+@pytest.mark.parametrize("family", ["mla_exchange", "tokens_exchange"])
+@pytest.mark.parametrize("batch", [0, 1, 128])
+def test_the_exchange_kernels_work_in_registers(family, batch):
+    """Every product is begun without waiting for the one before; what a loop spills is a few scalars. batch 0: without a line.
+
+    Odd weights are computed between the beginning of a product and its wait.
+    """
+    choice = line(family, batch, 1, 128, 8192, H100) if batch else Choice(family, 64, 64, 4, 2)
+    kernel = compile_latent(LIVE, choice, 512, 64, torch.bfloat16, "sm_90", paged=True)
+    assert kernel.shared <= H100.shared_memory and kernel.registers * 384 <= 65536
+    if not kernel.sass:
+        pytest.skip("no disassembler")
+    loops = [piece for piece in re.split(r"\n\.L_\w+:", kernel.sass) if "HGMMA" in piece]
+    assert [piece.count("HGMMA") for piece in loops] == [16, 4, 16, 4, 4, 4, 16, 4, 16, 4, 4]
+    assert all(piece.count("WARPGROUP.DEPBAR") <= 1 for piece in loops)
+    assert sum(len(re.findall(r"\b(STL|LDL)\b", piece)) for piece in loops) <= (20 if family == "tokens_exchange" else 4)
+    under = next(piece for piece in loops if "DEPBAR" not in piece and "MUFU.EX2" in piece)
+    assert under.index("HGMMA") < under.index("MUFU.EX2")
 
 
 @pytest.mark.parametrize("dims", [(512, 128), (256, 64), (128, 16), (384, 24)], ids=str)

@@ -9,6 +9,7 @@ from mla_compiler import lowering
 from mla_compiler.lowering import gpu_latent
 from mla_compiler.lowering.choice import Choice
 from mla_compiler.lowering.machine import machine_of
+from mla_compiler.lowering.mla import exchange_launch
 
 from .latents import LAYOUTS, Case, errors, operands, truth
 from .test_latent import CASES
@@ -63,6 +64,24 @@ def test_tiles_of_the_hopper_kernel(tile, paged):
             case = CASES[name].but(dtype=torch.bfloat16, **REAL, keys=600, paged=paged)
             check(case.but(choice=Choice("mla_hopper", 64, tile[0], 4, tile[1], splits)))
             check(case.but(choice=Choice("tokens_hopper", 64, tile[0], 4, tile[1], splits), chosen=250))
+
+
+@pytest.mark.parametrize("paged", [False, True])
+@pytest.mark.parametrize("chosen", [0, 250])
+@pytest.mark.parametrize("heads", [16, 128])
+def test_exchange(heads, chosen, paged):
+    """One item a block; parts that a second launch merges; a line of tiles whose parts are joined in the same launch."""
+    machine = machine_of(torch.device("cuda", 0))
+    if machine.capability != (9, 0):
+        pytest.skip("needs Hopper")
+    family = "tokens_exchange" if chosen else "mla_exchange"
+    for name in ("live length", "window", "sinks", "softcap", "nothing to see"):
+        case = CASES[name].but(dtype=torch.bfloat16, **REAL | {"heads": heads}, keys=900, paged=paged, chosen=chosen)
+        rows, keys = (heads, chosen) if chosen else (heads * case.queries, case.keys)
+        line = exchange_launch.line(family, case.batch, case.queries, rows, keys, machine)
+        few = replace(line, programs=2 * -(-rows // 64))
+        for choice in (Choice(family, 64, 64, 4, 2), Choice(family, 64, 64, 4, 2, 7), line, few):
+            check(case.but(choice=choice))
 
 
 def test_a_graph_replays_as_the_sequence_grows():
