@@ -23,8 +23,7 @@ from ..ir import AttentionSpec
 from .errors import LoweringError
 from .printer import Printer, bare
 
-FAMILIES = (
-    "prefill", "decode", "mla", "tokens", "hopper", "mla_hopper", "tokens_hopper", "mla_exchange", "tokens_exchange")
+FAMILIES = ("prefill", "decode", "mla", "tokens", "hopper", "mla_exchange", "tokens_exchange")
 LOG2E = math.log2(math.e)
 _JIT_END = "])"
 _HERE = Path(__file__).parent
@@ -35,12 +34,10 @@ _BODY = {
     "tokens": ("scan.py", "packed.py", "mla/tile.py", "tokens/kernel.py"),
 }
 _EXCHANGE = (
-    "hopper/tiles.py", "hopper/softmax.py", "mla/warpgroups.py", "mla/line.py", "mla/join.py", "mla/exchange.py")
+    "hopper/tiles.py", "hopper/softmax.py", "mla/rows.py", "mla/line.py", "mla/steps.py", "mla/finish.py", "mla/memory.py",
+    "mla/exchange.py")
 _GLUON = {
     "hopper": ("hopper/tiles.py", "hopper/softmax.py", "hopper/multiply.py", "hopper/kernel.py"),
-    "mla_hopper": ("hopper/tiles.py", "hopper/softmax.py", "mla/warpgroups.py", "mla/consumers.py", "mla/hopper.py"),
-    "tokens_hopper": (
-        "hopper/tiles.py", "hopper/softmax.py", "mla/warpgroups.py", "mla/consumers.py", "tokens/hopper.py"),
     "mla_exchange": (*_EXCHANGE, "mla/hopper_exchange.py"),
     "tokens_exchange": (*_EXCHANGE, "tokens/exchange.py"),
 }

@@ -1,61 +1,23 @@
 """The key tiles of all items in one line, cut into equal shares: `decode/balance.py` for the Hopper kernels of latents
 
-An item is 64 rows that share their keys: of a sequence, or with chosen tokens of one query. Blocks pid % lanes == l have the
-l-th 64 rows of every item, so that neighbours read the same latents at the same time; block w = pid // lanes of a lane takes
-tiles [w * each, (w + 1) * each) of its line. Every warpgroup finds all of this for itself from the lengths.
+An item is what shares its keys: a sequence, or with chosen tokens one query. Block w = pid // lanes of a lane takes tiles
+[w * each, (w + 1) * each) of its line. The warps that load find all of this from the lengths.
 Without a line (BLOCK_B = 0) a block has one item, or one of SPLITS equal parts of it.
+A part of an item that has several goes to a slot of the workspace: without a line to slot w; with one, the first part of an
+item to slot 2 w + 1 and others to 2 w, for a block may end one item and begin another.
 
-sizes = (B, H, T, S, K, SPLITS, EACH, STEP): K chosen tokens; with them EACH and STEP are tiles of a block and of an item.
-A plan is (at, stop, each, whole, first item, one past the last); a segment is (item, part, parts, holder, begin, last, first,
-count): keys [begin, last) in `count` tiles from `first` on, one at least; block `holder` of the lane has part 0.
+A plan is (at, stop, each, whole, first item, one past the last); a segment is (part, parts, holder, begin, last, first, count):
+keys [begin, last) in `count` tiles from `first` on, one at least; block `holder` of the lane has part 0.
 """
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from ..hooks import HAS_HI, HAS_LO
-from ..hopper.tiles import hull, least, most
-from .warpgroups import CHOSEN, ROWS
+from ..hopper.tiles import hull
+from .rows import CHOSEN, lane_of
 
-LEAST_TILES = gl.constexpr(2)
+LEAST_TILES = gl.constexpr(3)
 NONE = gl.constexpr(2**30)
-
-
-@gluon.jit
-def lane_of(sizes):
-    """This block's lane, and how many there are."""
-    lanes = ((sizes[1] if CHOSEN else sizes[1] * sizes[2]) + ROWS - 1) // ROWS
-    return gl.program_id(0) % lanes, lanes
-
-
-@gluon.jit
-def rows_of(item, sizes, layout: gl.constexpr):
-    """b of an item; h, i of this block's rows and whether there is such a row [64, 1], in a layout of matrices."""
-    _B, H, T, _S, _K, _SPLITS, _EACH, _STEP = sizes
-    count = H if CHOSEN else H * T
-    lane, _lanes = lane_of(sizes)
-    row = (lane * ROWS + gl.arange(0, ROWS, gl.SliceLayout(1, layout)))[:, None]
-    r = gl.minimum(row, count - 1)                                  # rows past the end repeat the last one, unstored
-    if CHOSEN:
-        return item // T, r, r * 0 + item % T, row < count
-    else:
-        return item, r // T, r % T, row < count
-
-
-@gluon.jit
-def live_of(item, sizes, env):
-    """The keys [begin, end) that some row of this block sees."""
-    layout: gl.constexpr = gl.BlockedLayout([1, 1], [32, 1], [gl.num_warps(), 1], [1, 0])
-    S = sizes[3]
-    begin = S * 0
-    end = S
-    if HAS_LO or HAS_HI:
-        b, h, i, _m_row = rows_of(item, sizes, layout)
-        lo, hi = hull(b, h, i, S, env)
-        if HAS_LO:
-            begin = least(gl.where(lo < hi, lo, S))
-        end = most(gl.where(lo < hi, hi, 0))
-    return begin, end
 
 
 @gluon.jit
@@ -119,10 +81,10 @@ def item_at(at, tiles):
 
 
 @gluon.jit
-def plan_of(sizes, env, N: gl.constexpr, BLOCK_B: gl.constexpr, BLOCK_T: gl.constexpr):
-    """What this block does."""
+def plan_of(sizes, env, N: gl.constexpr, BLOCK_B: gl.constexpr, BLOCK_T: gl.constexpr, BLOCK_H: gl.constexpr):
+    """What this block does: one item at least. Past the end of the line it is an empty part that nobody joins."""
     B, _H, T, _S, _K, SPLITS, EACH, STEP = sizes
-    _lane, lanes = lane_of(sizes)
+    _lane, lanes = lane_of(sizes, BLOCK_H)
     w = gl.program_id(0) // lanes
     if BLOCK_B == 0:
         return w * 0, w * 0, SPLITS, w >= 0, w // SPLITS, w // SPLITS + 1
@@ -131,7 +93,8 @@ def plan_of(sizes, env, N: gl.constexpr, BLOCK_B: gl.constexpr, BLOCK_T: gl.cons
             total = B * T * STEP
             at = gl.minimum(w * EACH, total)
             stop = gl.minimum(at + EACH, total)
-            return at, stop, EACH, w >= 0, at // STEP, (stop + STEP - 1) // STEP
+            first = gl.minimum(at // STEP, B * T - 1)
+            return at, stop, EACH, w >= 0, first, gl.maximum((stop + STEP - 1) // STEP, first + 1)
         else:
             _begin, _end, tiles = lengths(sizes, env, N, BLOCK_B, BLOCK_T)
             each, whole = share(tiles, gl.num_programs(0) // lanes)
@@ -139,22 +102,23 @@ def plan_of(sizes, env, N: gl.constexpr, BLOCK_B: gl.constexpr, BLOCK_T: gl.cons
             total = gl.sum(tiles, 0)
             at = gl.minimum(w * each, total)
             stop = gl.minimum(at + each, total)
-            first = item_at(at, tiles)
-            return at, stop, each, whole, first, gl.where(at < stop, item_at(stop - 1, tiles) + 1, first)
+            first = gl.minimum(item_at(at, tiles), B - 1)
+            return at, stop, each, whole, first, gl.where(at < stop, item_at(stop - 1, tiles) + 1, first + 1)
 
 
 @gluon.jit
-def segment_of(item, plan, sizes, env, N: gl.constexpr, BLOCK_B: gl.constexpr, BLOCK_T: gl.constexpr):
-    """What this block does of an item."""
+def segment_of(item, live, plan, sizes, env, N: gl.constexpr, BLOCK_B: gl.constexpr, BLOCK_T: gl.constexpr,
+               BLOCK_H: gl.constexpr):
+    """What this block does of an item; live: the keys [begin, end) that its rows see."""
     _B, _H, _T, S, K, SPLITS, _EACH, STEP = sizes
     at, stop, each, whole, _first, _beyond = plan
-    _lane, lanes = lane_of(sizes)
+    _lane, lanes = lane_of(sizes, BLOCK_H)
     w = gl.program_id(0) // lanes
-    begin = S * 0
-    end = K
+    begin, end = live
+    if CHOSEN:
+        begin = S * 0
+        end = K
     if BLOCK_B == 0:
-        if not CHOSEN:
-            begin, end = live_of(item, sizes, env)
         parts = SPLITS
         part = w % SPLITS
         holder = w - part
@@ -182,4 +146,23 @@ def segment_of(item, plan, sizes, env, N: gl.constexpr, BLOCK_B: gl.constexpr, B
     last = gl.where(first < end, gl.minimum(end, aligned + last_tile * N), 0)
     if not CHOSEN:
         first = gl.minimum(first, (S - 1) // N * N)
-    return item, part, parts, holder, begin, last, first, gl.maximum((last - first + N - 1) // N, 1)
+    return part, parts, holder, begin, last, first, gl.maximum((last - first + N - 1) // N, 1)
+
+
+@gluon.jit
+def slot_of(part, parts, sizes, BLOCK_B: gl.constexpr, BLOCK_H: gl.constexpr):
+    """Where this block keeps its part of an item; -1: nowhere, it has all of it."""
+    _lane, lanes = lane_of(sizes, BLOCK_H)
+    w = gl.program_id(0) // lanes
+    if BLOCK_B > 0:
+        w = 2 * w + (part == 0).to(gl.int32)
+    return gl.where((parts == 1) & (part == 0), -1, w)
+
+
+@gluon.jit
+def note_cuts(cuts, item, segment, sizes, BLOCK_B: gl.constexpr, BLOCK_H: gl.constexpr):
+    """For the merge: cuts [items] int64, 2^32 times the first slot of an item, that of part 0 apart, plus how many parts."""
+    if BLOCK_B > 0:
+        lane, _lanes = lane_of(sizes, BLOCK_H)
+        if (lane == 0) & (segment[0] == 0):
+            gl.store(cuts + item, (segment[2] * 2).to(gl.int64) * 4294967296 + segment[1])

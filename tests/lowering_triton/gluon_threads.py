@@ -90,6 +90,9 @@ class Buffer:
     def store(self, x):
         self.data.copy_(x)
 
+    def _reinterpret(self, dtype, shape, layout):
+        return Buffer(self.data.view(dtype))
+
 
 class Barrier:
     def __init__(self):
@@ -135,16 +138,26 @@ class Begun:
 
 
 class Descriptor:
-    def __init__(self, x, rows, columns):
-        self.x, self.tile, self.dtype = x, (rows, columns), x.dtype
-        self.block_type = SimpleNamespace(nbytes=rows * columns * x.itemsize)
+    """A tensor in tiles of these sizes of its last dims; what lies outside reads as 0, and is not written."""
 
-    def read(self, block, row, column):
-        rows, columns = self.tile
-        out = torch.zeros(1, rows, columns, dtype=self.x.dtype)
-        found = self.x[int(block), int(row) : int(row) + rows, int(column) : int(column) + columns]
-        out[0, : found.shape[0], : found.shape[1]] = found
+    def __init__(self, x, *tile):
+        self.x, self.tile, self.dtype = x, [1] * (x.dim() - len(tile)) + list(tile), x.dtype
+        self.block_type = SimpleNamespace(nbytes=math.prod(tile) * x.itemsize)
+
+    def inside(self, at):
+        """That part of the tensor, and where it lies in the tile."""
+        spans = [slice(int(start), min(int(start) + size, whole)) for start, size, whole in zip(at, self.tile, self.x.shape, strict=True)]
+        return self.x[tuple(spans)], tuple(slice(0, max(0, span.stop - span.start)) for span in spans)
+
+    def read(self, at):
+        out = torch.zeros(self.tile, dtype=self.x.dtype)
+        found, there = self.inside(at)
+        out[there] = found
         return out
+
+    def write(self, at, x):
+        found, there = self.inside(at)
+        found.copy_(x[there])
 
 
 def load(p, mask=None, other=0, cache_modifier=None):
@@ -196,7 +209,7 @@ def arrive(bar, count=1, pred=True):
 def allocate(dtype, shape, layout):
     if dtype == torch.int64:
         return Barriers(shape[0])
-    return Buffer(torch.full([int(n) for n in shape], math.nan, dtype=dtype))
+    return Buffer(torch.full([int(n) for n in shape], math.nan if dtype.is_floating_point else -(2**31), dtype=dtype))
 
 
 def specialize(parts, warps, registers):
@@ -259,8 +272,12 @@ gl = SimpleNamespace(
 
 def copy_by_tma(descriptor, at, bar, buffer):
     hesitate()
-    buffer.store(descriptor.read(*at))
+    buffer.store(descriptor.read(at))
     bar.arrive(0, -descriptor.block_type.nbytes)
+
+
+def write_by_tma(descriptor, at, buffer):
+    descriptor.write(at, buffer.data)
 
 
 def copy_by_threads(buffer, p, mask):
@@ -275,10 +292,11 @@ def namespace():
         "mbarrier": SimpleNamespace(
             MBarrierLayout=Anything(), init=lambda bar, count: setattr(bar, "count", count), wait=wait, arrive=arrive,
             expect=lambda bar, size: bar.arrive(1, size)),
-        "fence_async_shared": lambda: None,
+        "fence_async_shared": lambda: None, "gdc_launch_dependents": lambda: None,
         "warpgroup_mma": lambda a, b, acc, use_acc=True, is_async=False: Begun(a, b, acc if use_acc else acc * 0),
         "warpgroup_mma_wait": lambda n, begun: begun[0].value(),
-        "tma": SimpleNamespace(async_copy_global_to_shared=copy_by_tma),
+        "tma": SimpleNamespace(
+            async_copy_global_to_shared=copy_by_tma, async_copy_shared_to_global=write_by_tma, store_wait=lambda n: None),
         "async_copy": SimpleNamespace(
             async_copy_global_to_shared=copy_by_threads, wait_group=lambda n: None,
             mbarrier_arrive=lambda bar, increment_count: bar.arrive(bar.count)),
