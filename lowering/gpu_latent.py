@@ -20,9 +20,8 @@ from .choice import Choice, padded
 from .launch import launch as start
 from .machine import Machine, machine_of
 from .mla import exchange_launch as exchange
-from .mla.config import Shape
+from .mla.config import Shape, merging
 from .mla.config import candidates as tiles
-from .mla.config import merging
 from .select import DTYPES
 
 
@@ -113,7 +112,8 @@ def launch(spec: AttentionSpec, choice: Choice, given: Latents, operands: list[A
     kernel = getattr(gpu.kernel(spec, choice.family), choice.family)
     grid = (splits * -(-shape.rows // choice.block_m) * shape.items,)
     latents = (given.latent, given.rope, *([] if given.tokens is None else [given.tokens]))
-    arguments = (*_with_strides(given.q_latent, given.q_rope, *latents), *_pages(given), parts, out.stride(), lse, *sizes, *operands)
+    arguments = (*_with_strides(given.q_latent, given.q_rope, *latents), *_pages(given), parts, out.stride(), lse, *sizes,
+                 *operands)
     fixed = constants(choice, rank, shape.rope, given.pages is not None, gpu.upcast(given.latent.dtype))
     with torch.cuda.device_of(out):
         start(kernel, grid, arguments, fixed, choice.warps, choice.stages, out.device.index)
@@ -148,7 +148,8 @@ def _exchange(spec: AttentionSpec, choice: Choice, given: Latents, operands: lis
             splits = choice.kv_splits if cuts is None else max(2, choice.programs // lanes // shape.items)
             block_h = exchange.box(choice, heads)
             rows = exchange.ROWS * lanes if lanes > 1 or given.tokens is not None else block_h * queries
-            _merge(workspace, lse, cuts, out, shape.items, exchange.ROWS * lanes, rows, splits, block_h, given.tokens is not None)
+            chosen = given.tokens is not None
+            _merge(workspace, lse, cuts, out, shape.items, exchange.ROWS * lanes, rows, splits, block_h, chosen)
 
 
 def _workspace(

@@ -21,7 +21,8 @@ def launch(function: Any, grid: tuple[int, ...], arguments: Sequence[Any], const
            stages: int, device: int | None, **options: bool) -> None:
     """`arguments` by position; `constants` by name, all the parameters after them. `device`: the GPU's index; `options`:
     others of Triton's compiler."""
-    key = (id(function), device, warps, stages, *options.items(), *constants.values(), *map(_specialisation, _params(function), arguments))
+    facts = (*options.items(), *constants.values(), *map(_specialisation, _params(function), arguments))
+    key = (id(function), device, warps, stages, *facts)
     found = _compiled.get(key)
     if found is None:
         compiled = function[grid](*arguments, **constants, num_warps=warps, num_stages=stages, **options)

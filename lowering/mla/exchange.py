@@ -13,15 +13,16 @@ A pair of tiles, down the page; products stand in capitals:
 The scores of one run under the softmax of the other. Tiles come from the last key to the first, two slots of BLOCK_N keys;
 a slot's left columns, rope and right columns are filled and freed each for itself: left columns of tile 0 are on their way
 again while three products still run. The weights of odd tiles lie where the queries' rope part was, which stays in registers.
-An item begins with what `rows.py` tells of it and its queries, and ends with `finish.py`; tiles of the next are on their way then.
+An item begins with what `rows.py` tells of it and its queries, and ends with `finish.py`; tiles of the next are on their way
+then.
 """
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma_wait
 
 from .finish import finish
-from .rows import FIELDS, ROWS, told
+from .rows import told
 from .steps import begin_values, bounds_of, give, masked, scores, tokens_of, weigh
 
 READY = gl.constexpr(0)

@@ -41,7 +41,9 @@ def serves(spec: AttentionSpec, shape: Shape, dtype: torch.dtype, machine: Machi
     )
 
 
-def candidates(spec: AttentionSpec, family: str, rows: tuple[int, int, int], shape: Shape, machine: Machine) -> tuple[Choice, ...]:
+def candidates(
+    spec: AttentionSpec, family: str, rows: tuple[int, int, int], shape: Shape, machine: Machine
+) -> tuple[Choice, ...]:
     """What is taken without timing first; rows: B, H, T. A number of parts that was asked for is kept."""
     whole = Choice(family, ROWS, BLOCK_N, 4, 2)
     if spec.kv_splits:

@@ -2,7 +2,8 @@
 
 Rounded, they go through the memory of the queries, which are not needed any more, to TMA: as they lie in registers, rows would
 be written 16 bytes at a time. Parts are float32, 32 bytes of a row at a time: whole sectors.
-Workspace: parts [slots * lanes, 64, R], each normalised; lse [slots * lanes, 64] in units of log2, -inf where a part saw no key.
+Workspace: parts [slots * lanes, 64, R], each normalised; lse [slots * lanes, 64] in units of log2, -inf where a part saw no
+key.
 """
 
 from triton.experimental import gluon
@@ -29,8 +30,9 @@ def normaliser(w: gl.constexpr, m, l, place, message, small, bars, turn, sizes, 
     scale = 1.0 / gl.where(l == 0.0, 1.0, l)
     if HAS_SINK:
         b, h0, i0 = place
-        h, i, _m_row = rows_at(h0, i0, sizes, BLOCK_H, layout.parent)
-        a = gl.max(sink(b, h, i, env) + gl.zeros([64, 1], gl.float32, layout.parent), 1)
+        matrix: gl.constexpr = layout.parent
+        h, i, _m_row = rows_at(h0, i0, sizes, BLOCK_H, matrix)
+        a = gl.max(sink(b, h, i, env) + gl.zeros([64, 1], gl.float32, matrix), 1)
         m, l, shrink = join_sink(m, l, gl.where(told(message, 10) == 0, a, float("-inf")))
         scale = shrink / gl.where(l == 0.0, 1.0, l)
     return m, l, scale
@@ -52,7 +54,7 @@ def finish(w: gl.constexpr, acc, m, l, place, message, queries, small, bars, tur
         fence_async_shared()
         tma.async_copy_shared_to_global(out, [b, i0, h0, w * HALF], queries[0].index(w))
         tma.store_wait(0)
-    if workspace is not None:
+    if workspace is not None:  # noqa: SIM102 (one is of the compiler, one of the launch)
         if slot >= 0:
             lane, lanes = lane_of(sizes, BLOCK_H)
             at = (slot * lanes + lane).to(gl.int64) * ROWS

@@ -2,7 +2,8 @@
 
 The kernel of `kernel.py` for Hopper: two warpgroups multiply and exchange weights (`exchange.py`), one warp loads by TMA.
 Shapes: q_latent, out: descriptors of [B, T, H, R] in boxes of 64 / BLOCK_H x BLOCK_H x HALF, HALF = BLOCK_R / 2; q_rope of
-[B, T, H, P]; latent, rope of [B, S, .] or [PAGES, 64, .] in tiles of BLOCK_N x HALF and BLOCK_N x BLOCK_P; BLOCK_N = BLOCK_P = 64.
+[B, T, H, P]; latent, rope of [B, S, .] or [PAGES, 64, .] in tiles of BLOCK_N x HALF and BLOCK_N x BLOCK_P;
+BLOCK_N = BLOCK_P = 64.
 Parts and their log2-sum-exp: `finish.py`; cuts [items], where an item's parts are: `line.py`.
 Grid: (blocks * lanes,), or (B * SPLITS * lanes,), fixed by shapes. Traffic and FLOPs: as `kernel.py`.
 Barriers. Use n of a slot has phase n % 2: who reads waits for full at the phase, who writes for empty at the other, which a

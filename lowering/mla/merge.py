@@ -3,10 +3,11 @@
 Exact: any division of the keys into parts gives the same answer. A row that no part saw is 0.
 Shapes: parts [.., R] float32, lse [..]; out [B, H, T, R], any strides. Row `row` of part p is at p * ROWS + row, in the order
 of B, H, T, all SPLITS of them. Of the exchange kernels (BLOCK_H > 0) ROWS = 64 * lanes, and rows are numbered in boxes
-(`rows.py`): part p of an item has slot item * SPLITS + p, or with cuts [items] (2^32 first + count) slot first + 2 p +
-(p == 0), and an item of one part is in `out` already.
-Grid: (items * COUNT / BLOCK_M,), COUNT rows of each item. Traffic: parts * R * 4 bytes per row; all parts of a row at once up to BLOCK_P, so that
-they come at the price of one. With EARLY it starts before the kernel that writes the parts has ended, and waits for that.
+(`rows.py`): part p of an item has slot item * SPLITS + p, or with cuts [items] (2^32 first + count) slot
+first + 2 p + (p == 0), and an item of one part is in `out` already.
+Grid: (items * COUNT / BLOCK_M,), COUNT rows of each item. Traffic: parts * R * 4 bytes per row; all parts of a row at once up
+to BLOCK_P, so that they come at the price of one. With EARLY it starts before the kernel that writes the parts has ended, and
+waits for that.
 """
 
 import triton
@@ -33,8 +34,8 @@ def place(row, item, H, T, ROWS, BLOCK_H: tl.constexpr, CHOSEN: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["ROWS", "COUNT", "H", "T", "SPLITS"])
-def merge(parts, lse, cuts, out, out_strides, ROWS, COUNT, H, T, SPLITS, R: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_P: tl.constexpr,
-          BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, CHOSEN: tl.constexpr, EARLY: tl.constexpr):
+def merge(parts, lse, cuts, out, out_strides, ROWS, COUNT, H, T, SPLITS, R: tl.constexpr, BLOCK_R: tl.constexpr,
+          BLOCK_P: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, CHOSEN: tl.constexpr, EARLY: tl.constexpr):
     blocks = tl.cdiv(COUNT, BLOCK_M)
     item = tl.program_id(0) // blocks
     row = tl.program_id(0) % blocks * BLOCK_M + tl.arange(0, BLOCK_M)                          # [M]

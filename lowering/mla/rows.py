@@ -10,7 +10,7 @@ sizes = (B, H, T, S, K, SPLITS, EACH, STEP): K chosen tokens; EACH and STEP as i
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 
 from ..hooks import HAS_HI, HAS_LO
 from ..hopper.tiles import hull, least, most
@@ -20,7 +20,7 @@ PAGE = gl.constexpr(64)
 CHOSEN = gl.constexpr(False)
 """Set in the kernel of chosen tokens: its positions are places in a row of tokens."""
 FIELDS = gl.constexpr(12)
-"""b, h0, i0, first position, begin, last, tiles, least hi and largest lo of the rows, slot or -1, part, whether more follows."""
+"""b, h0, i0, first position, begin, last, tiles, least hi and largest lo of the rows, slot or -1, part, what follows."""
 
 
 @gluon.jit

@@ -29,11 +29,13 @@ def scores(queries, b_r, rings, bars, at: gl.constexpr, z, phase):
     HALF: gl.constexpr = left.shape[3]
     s = gl.zeros([64, N], gl.float32, gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16]))
     arrived(bars[0].index(at), phase)
-    s = warpgroup_mma(queries[0].index(z).reshape([64, HALF]), flat(left, at + z).permute([1, 0]), s, use_acc=False, is_async=True)
+    b_q = queries[0].index(z).reshape([64, HALF])
+    s = warpgroup_mma(b_q, flat(left, at + z).permute([1, 0]), s, use_acc=False, is_async=True)
     arrived(bars[0].index(2 + at), phase)
     s = warpgroup_mma(b_r, flat(rope, at + z).permute([1, 0]), s, is_async=True)
     arrived(bars[0].index(4 + at), phase)
-    s = warpgroup_mma(queries[0].index(1 + z).reshape([64, HALF]), flat(right, at + z).permute([1, 0]), s, is_async=True)
+    b_q = queries[0].index(1 + z).reshape([64, HALF])
+    s = warpgroup_mma(b_q, flat(right, at + z).permute([1, 0]), s, is_async=True)
     return warpgroup_mma_wait(0, [s])
 
 
@@ -50,7 +52,7 @@ def bounds_of(place, last, message, sizes, env, BLOCK_H: gl.constexpr, layout: g
 
 @gluon.jit
 def tokens_of(source, at, place, last):
-    """Keys [N] at positions `place` [N] of a row of tokens, at = (b, _, i); the positions themselves where all keys are meant."""
+    """Keys [N] at positions `place` [N] of a row of tokens, at = (b, _, i); where all keys are meant, the positions."""
     if CHOSEN:
         return token_at(source[0], source[1], at[0], at[2], place, last)
     else:

@@ -146,7 +146,8 @@ class Descriptor:
 
     def inside(self, at):
         """That part of the tensor, and where it lies in the tile."""
-        spans = [slice(int(start), min(int(start) + size, whole)) for start, size, whole in zip(at, self.tile, self.x.shape, strict=True)]
+        sizes = zip(at, self.tile, self.x.shape, strict=True)
+        spans = [slice(int(start), min(int(start) + size, whole)) for start, size, whole in sizes]
         return self.x[tuple(spans)], tuple(slice(0, max(0, span.stop - span.start)) for span in spans)
 
     def read(self, at):
