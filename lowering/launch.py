@@ -19,10 +19,10 @@ _compiled: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
 def launch(function: Any, grid: tuple[int, ...], arguments: Sequence[Any], constants: dict[str, Any], warps: int,
            stages: int, device: int | None, **options: int) -> None:
-    """`arguments` by position; `constants` by name, all the parameters after them. `device`: the GPU's index; `options`: other
-    ones of Triton's."""
-    key = (id(function), device, warps, stages, *options.values(), *constants.values(),
-           *map(_specialisation, _params(function), arguments))
+    """`arguments` by position; `constants` by name, all the parameters after them. `device`: the GPU's index; `options`:
+    others of Triton's compiler."""
+    facts = (*options.items(), *constants.values(), *map(_specialisation, _params(function), arguments))
+    key = (id(function), device, warps, stages, *facts)
     found = _compiled.get(key)
     if found is None:
         compiled = function[grid](*arguments, **constants, num_warps=warps, num_stages=stages, **options)

@@ -40,11 +40,14 @@ def tile_type(kind: str, tile: list[int], dtype: torch.dtype) -> str:
     return f"tensordesc<{kind}{tile},{layout(tile, dtype)!r}>"
 
 
-def describe(x: Tensor, rows: int, dim: int) -> Any:
-    """x [..., S, D] in tiles of rows x dim; what lies outside reads as 0. The stride of a size of 1 is never used."""
+def describe(x: Tensor, *tile: int) -> Any:
+    """x [..., S, D] in tiles of these sizes of its last dims; what lies outside reads as 0, and is not written.
+
+    The stride of a size of 1 is never used.
+    """
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     unused = -(-x.numel() // 8) * 8
     strides = [stride if size > 1 else unused for stride, size in zip(x.stride()[:-1], x.shape[:-1], strict=True)]
-    tile = [1] * (x.dim() - 2) + [rows, dim]
-    return TensorDescriptor(x, list(x.shape), [*strides, 1], tile, layout(tile, x.dtype))
+    box = [1] * (x.dim() - len(tile)) + list(tile)
+    return TensorDescriptor(x, list(x.shape), [*strides, 1], box, layout(box, x.dtype))
