@@ -142,7 +142,8 @@ class Descriptor:
 
     def __init__(self, x, *tile):
         self.x, self.tile, self.dtype = x, [1] * (x.dim() - len(tile)) + list(tile), x.dtype
-        self.block_type = SimpleNamespace(nbytes=math.prod(tile) * x.itemsize)
+        self.layout = Anything()
+        self.block_type = SimpleNamespace(nbytes=math.prod(tile) * x.itemsize, shape=self.tile)
 
     def inside(self, at):
         """That part of the tensor, and where it lies in the tile."""
@@ -259,6 +260,7 @@ gl = SimpleNamespace(
     where=lambda c, x, y: tile(torch.where(tile(c), x, y)), minimum=compare(torch.minimum), maximum=compare(torch.maximum),
     max=lambda x, axis: tile(x.amax(axis)), min=lambda x, axis: tile(x.amin(axis)),
     sum=lambda x, axis: tile(x.sum(axis, dtype=None if x.is_floating_point() else torch.int32)),
+    cdiv=lambda x, y: -(-x // y), associative_scan=lambda x, axis, combine: tile(x.cumsum(axis, dtype=x.dtype)),
     exp=torch.exp, exp2=torch.exp2, log2=torch.log2, abs=torch.abs, cast=lambda x, dtype: tile(x).to(dtype),
     load=load, store=store, atomic_add=atomic_add, static_range=range,
     convert_layout=lambda x, layout: x, expand_dims=lambda x, axis: x.unsqueeze(axis),
@@ -289,7 +291,7 @@ def namespace():
     """The names that a generated module imports."""
     jit = lambda function=None, **_: function or (lambda f: f)  # noqa: E731
     return {
-        "gluon": SimpleNamespace(jit=jit), "gl": gl, "tl": SimpleNamespace(debug_barrier=lambda: None), "range": count,
+        "gluon": SimpleNamespace(jit=jit), "gl": gl, "tl": SimpleNamespace(debug_barrier=lambda: None, constexpr=gl.constexpr), "range": count,
         "mbarrier": SimpleNamespace(
             MBarrierLayout=Anything(), init=lambda bar, count: setattr(bar, "count", count), wait=wait, arrive=arrive,
             expect=lambda bar, size: bar.arrive(1, size)),
