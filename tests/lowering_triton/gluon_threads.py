@@ -291,7 +291,8 @@ def namespace():
     """The names that a generated module imports."""
     jit = lambda function=None, **_: function or (lambda f: f)  # noqa: E731
     return {
-        "gluon": SimpleNamespace(jit=jit), "gl": gl, "tl": SimpleNamespace(debug_barrier=lambda: None, constexpr=gl.constexpr), "range": count,
+        "gluon": SimpleNamespace(jit=jit), "gl": gl, "range": count,
+        "tl": SimpleNamespace(debug_barrier=lambda: None, constexpr=gl.constexpr),
         "mbarrier": SimpleNamespace(
             MBarrierLayout=Anything(), init=lambda bar, count: setattr(bar, "count", count), wait=wait, arrive=arrive,
             expect=lambda bar, size: bar.arrive(1, size)),
