@@ -11,7 +11,8 @@ class Choice:
 
     Of decode: `programs` that share all live keys equally, 0 if each item is cut into kv_splits parts; what holds all sequences
     (block_b), all query positions (block_t) and the rows merged at once (block_r), powers of two. Of the Hopper kernel: whether
-    its warpgroups take turns (ping_pong) and its blocks stay for several tiles (persistent).
+    its warpgroups take turns (ping_pong), its blocks stay for several tiles (persistent), and which share of the exponentials is a
+    polynomial (one in `poly`, 0: none).
     """
 
     family: str
@@ -26,6 +27,7 @@ class Choice:
     block_r: int = 4
     ping_pong: bool = False
     persistent: bool = False
+    poly: int = 0
 
     def __str__(self) -> str:
         tiles = f"{self.family} {self.block_m}x{self.block_n}, {self.warps} warps, {self.stages} stages"

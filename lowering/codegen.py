@@ -34,7 +34,9 @@ _BODY = {
     "tokens": ("scan.py", "packed.py", "mla/tile.py", "tokens/kernel.py"),
 }
 _GLUON = {
-    "hopper": ("hopper/tiles.py", "hopper/softmax.py", "hopper/multiply.py", "hopper/kernel.py"),
+    "hopper": (
+        "hopper/tiles.py", "hopper/softmax.py", "hopper/messages.py", "hopper/plan.py", "hopper/weigh.py", "hopper/multiply.py",
+        "hopper/kernel.py"),
     "mla_hopper": ("hopper/tiles.py", "hopper/softmax.py", "mla/warpgroups.py", "mla/consumers.py", "mla/hopper.py"),
     "tokens_hopper": (
         "hopper/tiles.py", "hopper/softmax.py", "mla/warpgroups.py", "mla/consumers.py", "tokens/hopper.py"),
@@ -54,11 +56,14 @@ def source(spec: AttentionSpec, family: str) -> str:
 def _gluon(spec: AttentionSpec, family: str) -> str:
     """The module of a Gluon kernel: its hooks are the same text, in Gluon's names."""
     files = [_HERE / name for name in _GLUON[family]]
-    wanted = [hook for hook in hooks(spec) if hook.name not in ("residue", "tile_class")]
     flags = {
         "HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_SINK": spec.sink is not None, "SCALE": _scale(spec),
     }
-    if family != "hopper":
+    wanted = list(hooks(spec))
+    if family == "hopper":
+        flags |= {"HAS_RESIDUE": spec.residue != sympy.true, "HAS_TILE": spec.tile is not None}
+    else:
+        wanted = [hook for hook in wanted if hook.name not in ("residue", "tile_class")]
         flags["CHOSEN"] = family == "tokens_hopper"
     constants = [f"{name} = gl.constexpr({value})" for name, value in flags.items()]
     constants += [text for path in files for name, text in _assignments(path).items() if name not in flags]

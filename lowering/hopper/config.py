@@ -1,7 +1,8 @@
 """Tiles of the Hopper kernel, by head dim; what it serves.
 
-Bytes = q tile + STAGES * (k tile + v tile) <= shared memory of a block. Registers of a thread of a multiplying warpgroup, of
-the 240 it has: acc DV / 2 + scores BLOCK_N / 2 + weights BLOCK_N / 4, and as many again for the score where it is not linear.
+Bytes = q tiles + STAGES * (k tile + v tile) + out tile <= shared memory of a block; two q tiles where they fit, so that the next
+item's is there in time. Registers of a thread of a multiplying warpgroup, of the 240 it has (160 where there are three):
+acc DV / 2 + scores BLOCK_N / 2 + weights BLOCK_N / 4, and as many again for the score where it is not linear.
 """
 
 from __future__ import annotations
@@ -57,10 +58,24 @@ def candidates(spec: AttentionSpec, head_dim: int, value_dim: int, machine: Mach
 
 
 def _fits(spec: AttentionSpec, choice: Choice, head_dim: int, value_dim: int, machine: Machine) -> bool:
-    d, dv = sum(columns(head_dim)), padded(value_dim)
-    size = 2 * (choice.block_m * d + choice.stages * choice.block_n * (d + dv)) + 2 * ROWS * dv + 2048
     linear = spec.score.as_coeff_Mul()[1] == E.s
-    return size <= machine.shared_memory and dv / 2 + choice.block_n * (1 if linear else 2) <= 200
+    registers = padded(value_dim) / 2 + choice.block_n * (1 if linear else 2)
+    return _bytes(choice, head_dim, value_dim, 1) <= machine.shared_memory and registers <= 200
+
+
+def query_stages(choice: Choice, head_dim: int, value_dim: int, shared_memory: int) -> int:
+    """How many q tiles a block holds; shared_memory in bytes."""
+    return 2 if _bytes(choice, head_dim, value_dim, 2) <= shared_memory else 1
+
+
+def _bytes(choice: Choice, head_dim: int, value_dim: int, query_stages: int) -> int:
+    d, dv = sum(columns(head_dim)), padded(value_dim)
+    return 2 * (choice.block_m * (query_stages * d + dv) + choice.stages * choice.block_n * (d + dv)) + 2048
+
+
+def registers(choice: Choice) -> tuple[int, int, int]:
+    """Of a thread: at the start, of a multiplying warpgroup, of the warps that plan and load. 65536 in all."""
+    return (168, 240, 24) if choice.block_m == 2 * ROWS else (128, 160, 32)
 
 
 def columns(head_dim: int) -> tuple[int, int]:

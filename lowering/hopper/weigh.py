@@ -1,0 +1,126 @@
+"""p = 2^(a - m), m = max(m, max_j a_j)       one tile of the online softmax, in registers
+
+A thread holds N / 4 logits of each of two rows. Maxima are taken in four chains, so that few wait for the one before; sums
+stay with the threads, four to a row, until the end. Every POLY-th exponential is a polynomial on the units that multiply and
+add, for those that take exponentials do 16 a clock, and bind where the head dim is 64:
+
+    2^x = 2^n 2^f,  n = round(x),  |f| <= 1/2     2^f = c0 + c1 f + c2 f^2 + c3 f^3, within 2^-13.7: bfloat16 keeps 2^-9
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import constexpr_function
+from triton.experimental.gluon import language as gl
+
+from ..hooks import HAS_LO, HAS_RESIDUE, residue, score
+from .softmax import SCALE, exp2
+
+
+@constexpr_function
+def exponentials(poly):
+    """PTX of `poly` exponentials, the last by the polynomial; -inf gives 0, NaN gives NaN."""
+    plain = "".join(f"ex2.approx.ftz.f32 ${at}, ${poly + at};\n" for at in range(poly - 1))
+    return "{\n.reg .f32 x, n, f, y;\n.reg .b32 e;\n" + plain + (
+        f"max.NaN.f32 x, ${2 * poly - 1}, 0fC2FE0000;\n"                # -127, where 2^n is 0
+        "add.rn.f32 n, x, 0f4B40007F;\n"                                # round(x) + 127 in the low bits
+        "sub.rn.f32 f, n, 0f4B40007F;\n"
+        "sub.rn.f32 f, x, f;\n"
+        "fma.rn.f32 y, f, 0f3D61FBB0, 0f3E786F0D;\n"
+        "fma.rn.f32 y, y, f, 0f3F31798D;\n"
+        "fma.rn.f32 y, y, f, 0f3F7FFB49;\n"
+        "mov.b32 e, n;\nshl.b32 e, e, 23;\nmov.b32 n, e;\n"
+        f"mul.rn.f32 ${poly - 1}, y, n;\n}}")
+
+
+@constexpr_function
+def registers(count):
+    """Constraints of `count` floats made of `count` floats."""
+    return ",".join(["=f"] * count + ["f"] * count)
+
+
+@gluon.jit
+def power(x, POLY: gl.constexpr):
+    """2^x; every POLY-th by the polynomial if POLY."""
+    if POLY == 0:
+        return exp2(x)
+    else:
+        return gl.inline_asm_elementwise(exponentials(POLY), registers(POLY), [x], dtype=gl.float32, is_pure=True, pack=POLY)
+
+
+@gluon.jit
+def row_max(a):
+    """Of a [M, N], [M]."""
+    M: gl.constexpr = a.shape[0]
+    N: gl.constexpr = a.shape[1]
+    return gl.max(gl.max(gl.reshape(a, [M, 4, N // 4]), 1), 1)
+
+
+@gluon.jit
+def thread_sums(p):
+    """Of a tile p [M, N] in a layout of matrices, [M, 4]: what each of the four threads of a row holds."""
+    M: gl.constexpr = p.shape[0]
+    N: gl.constexpr = p.shape[1]
+    return gl.sum(gl.sum(gl.reshape(p, [M, N // 8, 4, 2]), 3), 1)
+
+
+@gluon.jit
+def pack(p, kind: gl.constexpr):
+    """Weights p [M, N] in 16 bits, two to a number, [M, N / 2] int32: so a loop carries half of the registers.
+
+    Not before the product that reads the weights before these has been awaited: ptxas would await each instruction of it.
+    """
+    M: gl.constexpr = p.shape[0]
+    N: gl.constexpr = p.shape[1]
+    convert: gl.constexpr = "cvt.rn.bf16x2.f32 $0, $2, $1;" if kind == gl.bfloat16 else "cvt.rn.f16x2.f32 $0, $2, $1;"
+    even, odd = gl.split(gl.reshape(p, [M, N // 2, 2]))
+    return gl.inline_asm_elementwise(convert, "=r,f,f", [even, odd], dtype=gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def unpack(packed, kind: gl.constexpr, layout: gl.constexpr):
+    """The weights [M, N] as the left operand of a product."""
+    M: gl.constexpr = packed.shape[0]
+    N: gl.constexpr = 2 * packed.shape[1]
+    even = packed.to(gl.int16).to(kind, bitcast=True)
+    odd = (packed >> 16).to(gl.int16).to(kind, bitcast=True)
+    return gl.convert_layout(gl.reshape(gl.join(even, odd), [M, N]), layout)
+
+
+@gluon.jit
+def unless_negative(a, d):
+    """a where d >= 0, else -inf, by the sign of d: compared, ptxas packs the predicates of a whole tile into bits and back."""
+    select: gl.constexpr = "{.reg .b32 m, x;\nshr.s32 m, $2, 31;\nmov.b32 x, $1;\nlop3.b32 x, x, m, 0xFF800000, 0xB8;\nmov.b32 $0, x;}"
+    return gl.inline_asm_elementwise(select, "=f,f,r", [a, d], dtype=gl.float32, is_pure=True, pack=1)
+
+
+@gluon.jit
+def mask(a, j0, lo, hi, at, env, BLOCK_N: gl.constexpr):
+    """a [M, N] where row i sees key j0 + n, else -inf."""
+    b, h, i = at
+    o_n = gl.arange(0, BLOCK_N, gl.SliceLayout(0, a.type.layout))[None, :]                     # [1, N]
+    outside = hi - 1 - j0 - (o_n & 6) - (o_n & ~6)                  # bits 1 and 2 say which thread, the others are constants
+    if HAS_LO:
+        outside = outside | (j0 - lo + (o_n & 6) + (o_n & ~6))
+    a = unless_negative(a, outside)
+    if HAS_RESIDUE:
+        a = gl.where(residue(b, h, i, j0 + o_n, env), a, float("-inf"))
+    return a
+
+
+@gluon.jit
+def weigh(s, m, j0, lo, hi, at, env, BLOCK_N: gl.constexpr, MASKED: gl.constexpr, POLY: gl.constexpr):
+    """p [M, N], m [M], and by what the sums so far shrink [M]; s [M, N], lo and hi [M, 1], at = (b, h, i)."""
+    b, h, i = at
+    a = s
+    if SCALE == 0.0:
+        o_n = gl.arange(0, BLOCK_N, gl.SliceLayout(0, s.type.layout))[None, :]
+        a = score(s, b, h, i, j0 + o_n, env)                                                   # [M, N]
+    if MASKED:
+        a = mask(a, j0, lo, hi, at, env, BLOCK_N)
+    highest = row_max(a)                                                                       # [M]
+    if SCALE != 0.0:
+        highest = highest * SCALE
+    m_new = gl.maximum(m, gl.convert_layout(highest, m.type.layout))
+    shift = gl.where(m_new == float("-inf"), 0.0, m_new)
+    if SCALE != 0.0:
+        a = a * SCALE
+    return power(a - shift[:, None], 0 if MASKED else POLY), m_new, exp2(m - shift)
