@@ -65,12 +65,20 @@ def _fits(spec: AttentionSpec, choice: Choice, head_dim: int, value_dim: int, ma
 
 def query_stages(choice: Choice, head_dim: int, value_dim: int, shared_memory: int) -> int:
     """How many q tiles a block holds; shared_memory in bytes."""
-    return 2 if _bytes(choice, head_dim, value_dim, 2) <= shared_memory else 1
+    return 2 if _bytes(choice, head_dim, value_dim, 2, padded(value_dim)) <= shared_memory else 1
 
 
-def _bytes(choice: Choice, head_dim: int, value_dim: int, query_stages: int) -> int:
+def out_columns(choice: Choice, head_dim: int, value_dim: int, shared_memory: int) -> int:
+    """Columns of the tile through which a result leaves: half of them where the whole has no room."""
+    dv = padded(value_dim)
+    return dv if _bytes(choice, head_dim, value_dim, 1, dv) <= shared_memory else dv // 2
+
+
+def _bytes(choice: Choice, head_dim: int, value_dim: int, query_stages: int, out: int = 0) -> int:
+    """Of shared memory, with the smallest or the given tile of results."""
     d, dv = sum(columns(head_dim)), padded(value_dim)
-    return 2 * (choice.block_m * (query_stages * d + dv) + choice.stages * choice.block_n * (d + dv)) + 2048
+    tiles = choice.block_m * (query_stages * d + (out or dv // 2)) + choice.stages * choice.block_n * (d + dv)
+    return 2 * tiles + 1024
 
 
 def registers(choice: Choice) -> tuple[int, int, int]:

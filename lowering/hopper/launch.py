@@ -12,8 +12,9 @@ from ..choice import Choice, padded
 from ..decode.counters import counters
 from ..machine import MACHINES, machine_of
 from ..tma import describe
-from .config import ROWS, columns, query_stages, registers, section
+from .config import ROWS, columns, out_columns, query_stages, registers, section
 
+SHARED_MEMORY = MACHINES["sm_90"].shared_memory
 ITEMS = 4
 """Messages of a block on their way: `messages.py`."""
 
@@ -43,10 +44,11 @@ def launch(
 def tiles(choice: Choice, head_dim: int, value_dim: int) -> dict[str, tuple[int, int] | None]:
     """Rows and columns of the tile of each descriptor, in the order of the kernel's arguments; None where there is none."""
     wide, rest = columns(head_dim)
+    out = out_columns(choice, head_dim, value_dim, SHARED_MEMORY)
     return {
         "q": (ROWS, wide), "q_rest": (ROWS, rest) if rest else None,
         "k": (choice.block_n, wide), "k_rest": (choice.block_n, rest) if rest else None,
-        "v": (choice.block_n, padded(value_dim)), "out": (ROWS, padded(value_dim)),
+        "v": (choice.block_n, padded(value_dim)), "out": (ROWS, out),
     }
 
 
@@ -57,6 +59,6 @@ def constants(group: int, choice: Choice, head_dim: int, value_dim: int) -> dict
     return {
         "GROUP": group, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n, "BLOCK_D": wide,
         "BLOCK_REST": rest, "STAGES": choice.stages,
-        "QUERIES": query_stages(choice, head_dim, value_dim, MACHINES["sm_90"].shared_memory),
+        "QUERIES": query_stages(choice, head_dim, value_dim, SHARED_MEMORY),
         "PING_PONG": choice.ping_pong, "POLY": choice.poly, "REGISTERS": most, "FEW": few,
     }

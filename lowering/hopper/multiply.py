@@ -16,12 +16,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared, mbarrier, tma, warpgroup_mma, warpgroup_mma_wait,
 )
 
-from ..hooks import HAS_SINK, sink
+from ..hooks import HAS_RESIDUE, HAS_SINK, sink
 from .messages import ITEMS, leave_turn, receive, take_turn
 from .plan import list_of, place
 from .softmax import join_sink
 from .tiles import hull, slot
-from .weigh import pack, thread_sums, unpack, weigh
+from .weigh import look, pack, thread_sums, unpack, weigh
 
 
 @gluon.jit
@@ -64,22 +64,29 @@ def clean(b_v, bars, use, j0, item, S):
 
 @gluon.jit
 def store(to, wg: gl.constexpr, b, h, row, x):
-    """x [64, DV] as rows row .. row + 63 of one head; TMA leaves out those beyond T."""
+    """x [64, DV] as rows row .. row + 63 of one head, all columns at once or each half; TMA leaves out those beyond T."""
     out, b_out = to
-    tma.store_wait(0)                                               # the rows before have left shared memory
-    flat(b_out, wg).store(x)
-    fence_async_shared()
-    tma.async_copy_shared_to_global(out, [b, h, row, 0], b_out.index(wg))
+    W: gl.constexpr = b_out.shape[4]
+    parts = (x,)
+    if W < x.shape[1]:
+        parts = gl.split(gl.permute(gl.reshape(x, [64, 2, W]), [0, 2, 1]))
+    for part in gl.static_range(x.shape[1] // W):
+        tma.store_wait(0)                                           # what was stored before has left shared memory
+        flat(b_out, wg).store(parts[part])
+        fence_async_shared()
+        tma.async_copy_shared_to_global(out, [b, h, row, part * W], b_out.index(wg))
 
 
 @gluon.jit
 def factor(m, l, at, env):
     """1 / sum [64] of the weights of a row, the sink's among them: 1 in a row without any; m [64], l [64, 4]."""
     b, h, i = at
-    l = gl.convert_layout(gl.sum(l, 1), m.type.layout)
-    shrink = gl.full([64], 1.0, gl.float32, m.type.layout)
+    layout: gl.constexpr = i.type.layout
+    rows: gl.constexpr = gl.SliceLayout(1, layout)
+    l = gl.convert_layout(gl.sum(l, 1), rows)
+    shrink = gl.full([64], 1.0, gl.float32, rows)
     if HAS_SINK:
-        m, l, shrink = join_sink(m, l, gl.max(sink(b, h, i, env) + gl.zeros([64, 1], gl.float32, i.type.layout), 1))
+        m, l, shrink = join_sink(m, l, gl.max(sink(b, h, i, env) + gl.zeros([64, 1], gl.float32, layout), 1))
     return shrink / gl.where(l == 0.0, 1.0, l)
 
 
@@ -118,6 +125,10 @@ def multiply(wg: gl.constexpr, bufs, bars, items, lists, sizes, env, to, PING_PO
         k_at, k_phase = slot(use, STAGES)
         v_at, v_phase = slot(gl.maximum(use - 1, 0), STAGES)
         p = unpack(packed, kind, p_layout)
+        j0 = place(item, 0, p_list, sizes, BLOCK_N)
+        marks = 0
+        if HAS_RESIDUE:
+            marks = look(j0, lo, hi, at, env, BLOCK_N)
         mbarrier.wait(k_bars[0].index(k_at), k_phase)
         mbarrier.wait(q_bars[0].index(q_at), q_phase)
         if PING_PONG:
@@ -129,9 +140,8 @@ def multiply(wg: gl.constexpr, bufs, bars, items, lists, sizes, env, to, PING_PO
             leave_turn(wg, WARPGROUPS)
         s = warpgroup_mma_wait(1, [s_next])
         mbarrier.arrive(k_bars[1].index(k_at))
-        j0 = place(item, 0, p_list, sizes, BLOCK_N)
-        weights, m, _none = weigh(s, gl.full([64], float("-inf"), gl.float32, gl.SliceLayout(1, s_layout)), j0, lo, hi, at, env,
-                                  BLOCK_N, True, POLY)
+        m = gl.full([64], float("-inf"), gl.float32, gl.SliceLayout(1, s_layout))
+        weights, m, _none = weigh(s, m, j0, lo, hi, marks, at, env, BLOCK_N, True, POLY)
         l = thread_sums(weights)
         acc = warpgroup_mma_wait(0, [o_next])
         packed = pack(weights, kind)
@@ -146,6 +156,9 @@ def multiply(wg: gl.constexpr, bufs, bars, items, lists, sizes, env, to, PING_PO
                 k_at, k_phase = slot(use + t, STAGES)
                 v_at, v_phase = slot(use + t - 1, STAGES)
                 p = unpack(packed, kind, p_layout)
+                j0 = place(item, t, p_list, sizes, BLOCK_N)
+                if HAS_RESIDUE and region == 0:
+                    marks = look(j0, lo, hi, at, env, BLOCK_N)
                 mbarrier.wait(k_bars[0].index(k_at), k_phase)
                 if PING_PONG:
                     take_turn(wg)
@@ -156,8 +169,7 @@ def multiply(wg: gl.constexpr, bufs, bars, items, lists, sizes, env, to, PING_PO
                     leave_turn(wg, WARPGROUPS)
                 s = warpgroup_mma_wait(1, [s_next])
                 mbarrier.arrive(k_bars[1].index(k_at))
-                j0 = place(item, t, p_list, sizes, BLOCK_N)
-                weights, m, shrink = weigh(s, m, j0, lo, hi, at, env, BLOCK_N, region == 0, POLY)
+                weights, m, shrink = weigh(s, m, j0, lo, hi, marks, at, env, BLOCK_N, region == 0, POLY)
                 l = l * gl.convert_layout(shrink, gl.SliceLayout(1, l.type.layout))[:, None] + thread_sums(weights)
                 acc = warpgroup_mma_wait(0, [o_next])
                 packed = pack(weights, kind)

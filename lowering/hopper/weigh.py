@@ -93,29 +93,59 @@ def unless_negative(a, d):
 
 
 @gluon.jit
-def mask(a, j0, lo, hi, at, env, BLOCK_N: gl.constexpr):
-    """a [M, N] where row i sees key j0 + n, else -inf."""
-    b, h, i = at
-    o_n = gl.arange(0, BLOCK_N, gl.SliceLayout(0, a.type.layout))[None, :]                     # [1, N]
-    outside = hi - 1 - j0 - (o_n & 6) - (o_n & ~6)                  # bits 1 and 2 say which thread, the others are constants
-    if HAS_LO:
-        outside = outside | (j0 - lo + (o_n & 6) + (o_n & ~6))
-    a = unless_negative(a, outside)
-    if HAS_RESIDUE:
-        a = gl.where(residue(b, h, i, j0 + o_n, env), a, float("-inf"))
-    return a
+def keys_of(j0, layout: gl.constexpr, BLOCK_N: gl.constexpr):
+    """Keys [1, N] of a tile, as a thread's first and what lies between: bits 1 and 2 of a column say whose it is.
+
+    The rest is constant, so that no loop keeps a register for every column.
+    """
+    o_n = gl.arange(0, BLOCK_N, gl.SliceLayout(0, layout))[None, :]
+    return j0 + (o_n & 6), o_n & ~6
 
 
 @gluon.jit
-def weigh(s, m, j0, lo, hi, at, env, BLOCK_N: gl.constexpr, MASKED: gl.constexpr, POLY: gl.constexpr):
+def look(j0, lo, hi, at, env, BLOCK_N: gl.constexpr):
+    """Which keys of a tile the rows see, where the hull does not say: bit 2 k + e of [M, 4] for key 8 k + 2 thread + e.
+
+    Asked before the scores are begun, while registers are free.
+    """
+    b, h, i = at
+    layout: gl.constexpr = i.type.layout
+    first, apart = keys_of(j0, layout, BLOCK_N)
+    j = first + apart
+    seen = residue(b, h, i, j, env) & (j < hi)
+    if HAS_LO:
+        seen = seen & (j >= lo)
+    return thread_sums(gl.where(seen, 1 << (apart // 8 * 2 + apart % 2), 0))
+
+
+@gluon.jit
+def mask(a, j0, lo, hi, marks, BLOCK_N: gl.constexpr):
+    """a [M, N] where row i sees key j0 + n, else -inf."""
+    layout: gl.constexpr = a.type.layout
+    first, apart = keys_of(j0, layout, BLOCK_N)
+    if HAS_RESIDUE:
+        M: gl.constexpr = a.shape[0]
+        place = gl.reshape(31 - (apart // 8 * 2 + apart % 2) + (hi - hi), [M, BLOCK_N // 8, 4, 2])
+        hidden = ~(gl.expand_dims(gl.expand_dims(marks, 1), 3) << place)
+        return unless_negative(a, gl.convert_layout(gl.reshape(hidden, [M, BLOCK_N]), layout))
+    else:
+        hidden = hi - 1 - first - apart
+        if HAS_LO:
+            hidden = hidden | (first - lo + apart)
+        return unless_negative(a, hidden)
+
+
+@gluon.jit
+def weigh(s, m, j0, lo, hi, marks, at, env, BLOCK_N: gl.constexpr, MASKED: gl.constexpr, POLY: gl.constexpr):
     """p [M, N], m [M], and by what the sums so far shrink [M]; s [M, N], lo and hi [M, 1], at = (b, h, i)."""
     b, h, i = at
     a = s
     if SCALE == 0.0:
-        o_n = gl.arange(0, BLOCK_N, gl.SliceLayout(0, s.type.layout))[None, :]
-        a = score(s, b, h, i, j0 + o_n, env)                                                   # [M, N]
+        layout: gl.constexpr = s.type.layout
+        first, apart = keys_of(j0, layout, BLOCK_N)
+        a = score(s, b, h, i, first + apart, env)                                              # [M, N]
     if MASKED:
-        a = mask(a, j0, lo, hi, at, env, BLOCK_N)
+        a = mask(a, j0, lo, hi, marks, BLOCK_N)
     highest = row_max(a)                                                                       # [M]
     if SCALE != 0.0:
         highest = highest * SCALE
