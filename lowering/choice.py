@@ -11,8 +11,8 @@ class Choice:
 
     Of decode: `programs` that share all live keys equally, 0 if each item is cut into kv_splits parts; what holds all sequences
     (block_b), all query positions (block_t) and the rows merged at once (block_r), powers of two. Of the Hopper kernel: whether
-    its warpgroups take turns (ping_pong), its blocks stay for several tiles (persistent), and which share of the exponentials is a
-    polynomial (one in `poly`, 0: none).
+    its warpgroups take turns, and when they leave it (ping_pong: 0 never, 1 when the values are begun, 2 when the scores are),
+    its blocks stay for several tiles (persistent), and how many exponentials are polynomials (one in `poly`, 0: none).
     """
 
     family: str
@@ -25,7 +25,7 @@ class Choice:
     block_b: int = 1
     block_t: int = 1
     block_r: int = 4
-    ping_pong: bool = False
+    ping_pong: int = 0
     persistent: bool = False
     poly: int = 0
 

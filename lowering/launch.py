@@ -18,12 +18,15 @@ _compiled: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
 
 def launch(function: Any, grid: tuple[int, ...], arguments: Sequence[Any], constants: dict[str, Any], warps: int,
-           stages: int, device: int | None) -> None:
-    """`arguments` by position; `constants` by name, all the parameters after them. `device`: the GPU's index."""
-    key = (id(function), device, warps, stages, *constants.values(), *map(_specialisation, _params(function), arguments))
+           stages: int, device: int | None, registers: int = 0) -> None:
+    """`arguments` by position; `constants` by name, all the parameters after them. `device`: the GPU's index; `registers`: the
+    most of a thread, 0 for what the compiler likes."""
+    key = (id(function), device, warps, stages, registers, *constants.values(),
+           *map(_specialisation, _params(function), arguments))
     found = _compiled.get(key)
     if found is None:
-        compiled = function[grid](*arguments, **constants, num_warps=warps, num_stages=stages)
+        options = {"num_warps": warps, "num_stages": stages} | ({"maxnreg": registers} if registers else {})
+        compiled = function[grid](*arguments, **constants, **options)
         if compiled is not None:
             _compiled[key] = function, compiled  # the function is held, for its id is in the key
         return
@@ -48,6 +51,8 @@ def _specialisation(param: tuple[bool, bool], value: Any) -> Any:
         return _of_tuple(value)
     if isinstance(value, int):
         return _of_integer(value, *param)
+    if hasattr(value, "block_shape"):                                # a TMA descriptor
+        return value.base.dtype, tuple(value.block_shape)
     return type(value)
 
 

@@ -1,7 +1,7 @@
 """Tiles of the Hopper kernel, by head dim; what it serves.
 
-Bytes = q tiles + STAGES * (k tile + v tile) + out tile <= shared memory of a block; two q tiles where they fit, so that the next
-item's is there in time. Registers of a thread of a multiplying warpgroup, of the 240 it has (160 where there are three):
+Bytes = q tiles + STAGES * (k tile + v tile) + out tile <= shared memory of a block; two q tiles where they fit, so that the
+next item's is there in time. Registers of a thread of a multiplying warpgroup, of the 240 it has (160 where there are three):
 acc DV / 2 + scores BLOCK_N / 2 + weights BLOCK_N / 4, and as many again for the score where it is not linear.
 """
 
@@ -11,13 +11,13 @@ import importlib.util
 from functools import lru_cache
 from pathlib import Path
 
+import sympy
 import torch
 
 from ... import expr as E
 from ...ir import AttentionSpec
 from ..choice import Choice, padded, padded_value
 from ..machine import Machine
-from ..prefill.config import room
 
 ROWS = 64
 """Rows of a warpgroup."""
@@ -26,15 +26,23 @@ SECTION_BYTES = 24 << 20
 
 # (block_m, block_n, stages), in order of preference
 _TILES = ((128, 128, 2), (128, 64, 2), (128, 32, 2))
+_NARROW = ((192, 128, 2), (128, 128, 2), (128, 64, 2))
+"""Where the value dim is 64 at most: a third warpgroup, for exponentials bind and not products."""
 
 
 def serves(spec: AttentionSpec, head_dim: int, value_dim: int, dtype: torch.dtype, machine: Machine) -> bool:
-    """Whether there is a kernel: for hulls alone, in 16 bits, with rows of whole 16 bytes."""
+    """Whether there is a kernel: for hulls and classed tiles, in 16 bits, with rows of whole 16 bytes."""
     return (
         machine.backend == "cuda" and machine.capability == (9, 0) and dtype in (torch.float16, torch.bfloat16)
-        and room(spec) == (128, 128) and padded_value(head_dim, value_dim) == padded(value_dim)
+        and _planned(spec) and padded_value(head_dim, value_dim) == padded(value_dim)
         and head_dim % 8 == value_dim % 8 == 0 and has_gluon()
     )
+
+
+def _planned(spec: AttentionSpec) -> bool:
+    """Whether only tiles at an edge ask more than their scores: of each element, or of a residue."""
+    by_element = any({E.i, E.j} <= load.free_symbols for load in E.loads(spec.score))
+    return not by_element and (spec.residue == sympy.true or spec.tile is not None)
 
 
 @lru_cache(maxsize=1)
@@ -52,15 +60,17 @@ def configure(spec: AttentionSpec, head_dim: int, value_dim: int, machine: Machi
 
 def candidates(spec: AttentionSpec, head_dim: int, value_dim: int, machine: Machine) -> list[Choice]:
     """Those that fit, the preferred first; the smallest if none does."""
+    tiles = _NARROW if padded(value_dim) <= 64 else _TILES
     all_ = [Choice("hopper", *tile[:2], 4, tile[2], ping_pong=turns, persistent=stays)
-            for tile in _TILES for turns, stays in ((True, True), (True, False), (False, True))]
+            for tile in tiles for turns, stays in ((1, True), (1, False), (0, True))]
     return [choice for choice in all_ if _fits(spec, choice, head_dim, value_dim, machine)] or all_[-3:]
 
 
 def _fits(spec: AttentionSpec, choice: Choice, head_dim: int, value_dim: int, machine: Machine) -> bool:
     linear = spec.score.as_coeff_Mul()[1] == E.s
-    registers = padded(value_dim) / 2 + choice.block_n * (1 if linear else 2)
-    return _bytes(choice, head_dim, value_dim, 1) <= machine.shared_memory and registers <= 200
+    needed = padded(value_dim) / 2 + choice.block_n * (1 if linear else 2)
+    few = choice.block_m > 2 * ROWS and (spec.tile is not None or not linear)
+    return _bytes(choice, head_dim, value_dim, 1) <= machine.shared_memory and needed <= 200 and not few
 
 
 def query_stages(choice: Choice, head_dim: int, value_dim: int, shared_memory: int) -> int:
@@ -93,6 +103,7 @@ def columns(head_dim: int) -> tuple[int, int]:
     return (whole // 2, rest) if rest < whole // 2 else (whole, 0)
 
 
+@lru_cache(maxsize=1024)
 def section(heads: int, group: int, keys: int, dims: int) -> int:
     """How many of `heads` (all, of all sequences) are worked on together; divides them; dims = D + DV, 16 bits each."""
     most = max(1, SECTION_BYTES // (2 * keys * dims)) * group

@@ -24,7 +24,7 @@ AHEAD = gl.constexpr(2)
 
 @gluon.jit
 def load_tile(descs, bufs, bars, use, b, h, row, PARTS: gl.constexpr):
-    """PARTS x rows of a descriptor's tile, from `row` on, of one head, into a slot of a ring; the columns in one or two tiles."""
+    """PARTS tiles of rows, from `row` on, of one head, into a slot of a ring; the columns in one tile or in two."""
     full, empty = bars
     at, phase = slot(use, full.shape[0])
     ROWS: gl.constexpr = descs[0].block_type.shape[2]
@@ -51,7 +51,9 @@ def load(descs, bufs, bars, items, lists, sizes, GROUP: gl.constexpr):
     before = (sizes[0] * 0, sizes[0] * 0, sizes[0] * 0)
     item = receive(items, 0)
     while item[7] > 0:
-        b, h, row, begin, end, top, edges, count = item
+        b = item[0]
+        h = item[1]
+        count = item[7]
         p_list = list_of(lists, n, sizes)
         nearly = gl.maximum(count - AHEAD, 0)
         for t in range(count):
@@ -59,7 +61,7 @@ def load(descs, bufs, bars, items, lists, sizes, GROUP: gl.constexpr):
             j0 = place(item, t, p_list, sizes, BLOCK_N)
             load_tile(k, b_k, k_bars, use, b, h // GROUP, j0, 1)
             if t == 0:
-                load_tile(q, b_q, q_bars, n, b, h, row, WARPGROUPS)
+                load_tile(q, b_q, q_bars, n, b, h, item[2], WARPGROUPS)
             if use > 0:
                 load_tile(v, b_v, v_bars, use - 1, before[0], before[1], before[2], 1)
             before = (b, h // GROUP, j0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ..choice import Choice, padded
 from ..decode.counters import counters
+from ..launch import launch as start
 from ..machine import MACHINES, machine_of
 from ..tma import describe
 from .config import ROWS, columns, out_columns, query_stages, registers, section
@@ -32,13 +34,20 @@ def launch(
     room = -(-keys // choice.block_n) if classed else 1
     counter = counters(q.device, 1)
     lists = q.new_empty(blocks * ITEMS * room, dtype=torch.int32) if classed else counter
-    of = {"q": q, "q_rest": q, "k": k, "k_rest": k, "v": v, "out": out}
-    descriptors = [tile and describe(of[name], *tile) for name, tile in tiles(choice, head_dim, value_dim).items()]
-    module.hopper[(blocks,)](
-        *descriptors, counter, lists, heads, queries, keys, rows,
-        section(batch * heads, group, keys, head_dim + value_dim), work, room, *given,
-        **constants(group, choice, head_dim, value_dim), num_warps=choice.warps, maxnreg=registers(choice)[0],
-    )
+    of = (q, q, k, k, v, out)
+    described, constants_ = _fixed(group, choice, head_dim, value_dim)
+    descriptors = [tile and describe(x, *tile) for x, tile in zip(of, described, strict=True)]
+    sizes = (heads, queries, keys, rows, section(batch * heads, group, keys, head_dim + value_dim), work, room)
+    start(module.hopper, (blocks,), (*descriptors, counter, lists, *sizes, *given), constants_, choice.warps, choice.stages,
+          q.device.index, registers(choice)[0])
+
+
+@lru_cache(maxsize=1024)
+def _fixed(
+    group: int, choice: Choice, head_dim: int, value_dim: int
+) -> tuple[tuple[tuple[int, int] | None, ...], dict[str, Any]]:
+    """Tiles of the descriptors, and the constexpr arguments."""
+    return tuple(tiles(choice, head_dim, value_dim).values()), constants(group, choice, head_dim, value_dim)
 
 
 def tiles(choice: Choice, head_dim: int, value_dim: int) -> dict[str, tuple[int, int] | None]:

@@ -13,7 +13,11 @@ flight at each point:
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared, mbarrier, tma, warpgroup_mma, warpgroup_mma_wait,
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
 )
 
 from ..hooks import HAS_RESIDUE, HAS_SINK, sink
@@ -68,7 +72,7 @@ def store(to, wg: gl.constexpr, b, h, row, x):
     out, b_out = to
     W: gl.constexpr = b_out.shape[4]
     parts = (x,)
-    if W < x.shape[1]:
+    if x.shape[1] > W:
         parts = gl.split(gl.permute(gl.reshape(x, [64, 2, W]), [0, 2, 1]))
     for part in gl.static_range(x.shape[1] // W):
         tma.store_wait(0)                                           # what was stored before has left shared memory
@@ -95,7 +99,8 @@ def multiply(wg: gl.constexpr, bufs, bars, items, lists, sizes, env, to, PING_PO
     """A consumer: rows 64 wg .. 64 wg + 63 of each item."""
     b_q, b_k, b_v = bufs
     q_bars, k_bars, v_bars = bars
-    H, T, S, tiles, section, work, room = sizes
+    T = sizes[1]
+    S = sizes[2]
     STAGES: gl.constexpr = k_bars[0].shape[0]
     QUERIES: gl.constexpr = q_bars[0].shape[0]
     WARPGROUPS: gl.constexpr = to[1].shape[0]
@@ -116,7 +121,11 @@ def multiply(wg: gl.constexpr, bufs, bars, items, lists, sizes, env, to, PING_PO
     if PING_PONG and wg == WARPGROUPS - 1:
         leave_turn(wg, WARPGROUPS)
     while item[7] > 0:
-        b, h, row, begin, end, top, edges, count = item
+        b = item[0]
+        h = item[1]
+        row = item[2]
+        edges = item[6]
+        count = item[7]
         p_list = list_of(lists, n, sizes)
         i = gl.minimum(row + wg * 64 + gl.arange(0, 64, gl.SliceLayout(1, s_layout)), T - 1)[:, None]
         at = (b, h, i)
@@ -134,9 +143,11 @@ def multiply(wg: gl.constexpr, bufs, bars, items, lists, sizes, env, to, PING_PO
         if PING_PONG:
             take_turn(wg)
         s_next = scores(b_q, b_k, q_at * WARPGROUPS + wg, k_at)
+        if PING_PONG == 2:
+            leave_turn(wg, WARPGROUPS)
         mbarrier.wait(v_bars[0].index(v_at), v_phase, pred=use > 0)
         o_next = warpgroup_mma(p, flat(b_v[0], v_at), acc, is_async=True)
-        if PING_PONG:
+        if PING_PONG == 1:
             leave_turn(wg, WARPGROUPS)
         s = warpgroup_mma_wait(1, [s_next])
         mbarrier.arrive(k_bars[1].index(k_at))
@@ -163,9 +174,11 @@ def multiply(wg: gl.constexpr, bufs, bars, items, lists, sizes, env, to, PING_PO
                 if PING_PONG:
                     take_turn(wg)
                 s_next = scores(b_q, b_k, q_at * WARPGROUPS + wg, k_at)
+                if PING_PONG == 2:
+                    leave_turn(wg, WARPGROUPS)
                 mbarrier.wait(v_bars[0].index(v_at), v_phase)
                 o_next = warpgroup_mma(p, flat(b_v[0], v_at), acc, is_async=True)
-                if PING_PONG:
+                if PING_PONG == 1:
                     leave_turn(wg, WARPGROUPS)
                 s = warpgroup_mma_wait(1, [s_next])
                 mbarrier.arrive(k_bars[1].index(k_at))

@@ -4,9 +4,9 @@ An item is BLOCK_M queries of one head. Items are numbered so that the longest c
 K and V stay in L2 together; within a section the last rows first, which under a causal mask see most. A block begins with the
 item of its own number and draws the next from a counter, 0 before every launch: all blocks together draw `work` times, each
 once in vain, and the last to draw sets it back to 0.
-Tiles of keys that are seen whole need no mask; those at an edge come first. Where only the hull says which, that is arithmetic
-(`place`); where tiles are classed, every tile of the hull is looked at, 32 at a time, and those that are live are listed, in global
-memory that the block has for itself: those at an edge from the start of the list, whole ones from its end.
+Tiles of keys that are seen whole need no mask; those at an edge come first. Where only the hull says which, that is
+arithmetic (`place`); where tiles are classed, every tile of the hull is looked at, 32 at a time, and those that are live are
+listed in global memory that the block has for itself: those at an edge from the start of the list, whole ones from its end.
 """
 
 import triton.language as tl

@@ -88,7 +88,13 @@ def unpack(packed, kind: gl.constexpr, layout: gl.constexpr):
 @gluon.jit
 def unless_negative(a, d):
     """a where d >= 0, else -inf, by the sign of d: compared, ptxas packs the predicates of a whole tile into bits and back."""
-    select: gl.constexpr = "{.reg .b32 m, x;\nshr.s32 m, $2, 31;\nmov.b32 x, $1;\nlop3.b32 x, x, m, 0xFF800000, 0xB8;\nmov.b32 $0, x;}"
+    select: gl.constexpr = """{
+        .reg .b32 m, x;
+        shr.s32 m, $2, 31;
+        mov.b32 x, $1;
+        lop3.b32 x, x, m, 0xFF800000, 0xB8;
+        mov.b32 $0, x;
+    }"""
     return gl.inline_asm_elementwise(select, "=f,f,r", [a, d], dtype=gl.float32, is_pure=True, pack=1)
 
 
