@@ -28,6 +28,7 @@ class Choice:
     ping_pong: int = 0
     persistent: bool = False
     poly: int = 0
+    overlap: bool = False
 
     def __str__(self) -> str:
         tiles = f"{self.family} {self.block_m}x{self.block_n}, {self.warps} warps, {self.stages} stages"

@@ -45,7 +45,8 @@ def load(descs, bufs, bars, items, lists, sizes, GROUP: gl.constexpr):
     b_q, b_k, b_v = bufs
     q_bars, k_bars, v_bars = bars
     BLOCK_N: gl.constexpr = b_k[0].shape[3]
-    WARPGROUPS: gl.constexpr = b_q[0].shape[0] // q_bars[0].shape[0]
+    QUERIES: gl.constexpr = q_bars[0].shape[0]
+    WARPGROUPS: gl.constexpr = b_q[0].shape[0] // QUERIES
     use = 0
     n = 0
     before = (sizes[0] * 0, sizes[0] * 0, sizes[0] * 0)
@@ -59,11 +60,13 @@ def load(descs, bufs, bars, items, lists, sizes, GROUP: gl.constexpr):
         for t in range(count):
             mbarrier.arrive(items[3], pred=t == nearly)
             j0 = place(item, t, p_list, sizes, BLOCK_N)
-            load_tile(k, b_k, k_bars, use, b, h // GROUP, j0, 1)
-            if t == 0:
+            if QUERIES > 1 and t == 0:
                 load_tile(q, b_q, q_bars, n, b, h, item[2], WARPGROUPS)
+            load_tile(k, b_k, k_bars, use, b, h // GROUP, j0, 1)
             if use > 0:
                 load_tile(v, b_v, v_bars, use - 1, before[0], before[1], before[2], 1)
+            if QUERIES == 1 and t == 0:                             # its slot is free when all values before have been summed
+                load_tile(q, b_q, q_bars, n, b, h, item[2], WARPGROUPS)
             before = (b, h // GROUP, j0)
             use += 1
         n += 1
@@ -83,7 +86,7 @@ def space(desc, STAGES: gl.constexpr):
 def hopper(q, q_rest, k, k_rest, v, out, counter, lists, H, T, S, tiles, section, work, room,
            operands, GROUP: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
            BLOCK_D: gl.constexpr, BLOCK_REST: gl.constexpr, STAGES: gl.constexpr, QUERIES: gl.constexpr,
-           PING_PONG: gl.constexpr, POLY: gl.constexpr, REGISTERS: gl.constexpr, FEW: gl.constexpr):
+           PING_PONG: gl.constexpr, POLY: gl.constexpr, OVERLAP: gl.constexpr, REGISTERS: gl.constexpr, FEW: gl.constexpr):
     env = operands
     WARPGROUPS: gl.constexpr = BLOCK_M // 64
     descs = ((q,), (k,), (v,))
@@ -98,16 +101,16 @@ def hopper(q, q_rest, k, k_rest, v, out, counter, lists, H, T, S, tiles, section
     to = (out, space(out, WARPGROUPS))
     if WARPGROUPS == 2:
         gl.warp_specialize([
-            (multiply, (0, bufs, bars, items, lists, sizes, env, to, PING_PONG, POLY)),
-            (multiply, (1, bufs, bars, items, lists, sizes, env, to, PING_PONG, POLY)),
+            (multiply, (0, bufs, bars, items, lists, sizes, env, to, PING_PONG, POLY, OVERLAP)),
+            (multiply, (1, bufs, bars, items, lists, sizes, env, to, PING_PONG, POLY, OVERLAP)),
             (load, (descs, bufs, bars, items, lists, sizes, GROUP)),
             (plan, (items, counter, lists, sizes, env, BLOCK_M, BLOCK_N)),
         ], [4, 1, 1], [REGISTERS, FEW, FEW])
     else:
         gl.warp_specialize([
-            (multiply, (0, bufs, bars, items, lists, sizes, env, to, PING_PONG, POLY)),
-            (multiply, (1, bufs, bars, items, lists, sizes, env, to, PING_PONG, POLY)),
-            (multiply, (2, bufs, bars, items, lists, sizes, env, to, PING_PONG, POLY)),
+            (multiply, (0, bufs, bars, items, lists, sizes, env, to, PING_PONG, POLY, OVERLAP)),
+            (multiply, (1, bufs, bars, items, lists, sizes, env, to, PING_PONG, POLY, OVERLAP)),
+            (multiply, (2, bufs, bars, items, lists, sizes, env, to, PING_PONG, POLY, OVERLAP)),
             (load, (descs, bufs, bars, items, lists, sizes, GROUP)),
             (plan, (items, counter, lists, sizes, env, BLOCK_M, BLOCK_N)),
         ], [4, 4, 1, 1], [REGISTERS, REGISTERS, FEW, FEW])

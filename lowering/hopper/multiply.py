@@ -95,7 +95,7 @@ def factor(m, l, at, env):
 
 
 @gluon.jit
-def multiply(wg: gl.constexpr, bufs, bars, items, lists, sizes, env, to, PING_PONG: gl.constexpr, POLY: gl.constexpr):
+def multiply(wg: gl.constexpr, bufs, bars, items, lists, sizes, env, to, PING_PONG: gl.constexpr, POLY: gl.constexpr, OVERLAP: gl.constexpr):
     """A consumer: rows 64 wg .. 64 wg + 63 of each item."""
     b_q, b_k, b_v = bufs
     q_bars, k_bars, v_bars = bars
@@ -145,7 +145,8 @@ def multiply(wg: gl.constexpr, bufs, bars, items, lists, sizes, env, to, PING_PO
         s_next = scores(b_q, b_k, q_at * WARPGROUPS + wg, k_at)
         if PING_PONG == 2:
             leave_turn(wg, WARPGROUPS)
-        mbarrier.wait(v_bars[0].index(v_at), v_phase, pred=use > 0)
+        if not OVERLAP:
+            mbarrier.wait(v_bars[0].index(v_at), v_phase, pred=use > 0)
         o_next = warpgroup_mma(p, flat(b_v[0], v_at), acc, is_async=True)
         if PING_PONG == 1:
             leave_turn(wg, WARPGROUPS)
@@ -154,6 +155,8 @@ def multiply(wg: gl.constexpr, bufs, bars, items, lists, sizes, env, to, PING_PO
         m = gl.full([64], float("-inf"), gl.float32, gl.SliceLayout(1, s_layout))
         weights, m, _none = weigh(s, m, j0, lo, hi, marks, at, env, BLOCK_N, True, POLY)
         l = thread_sums(weights)
+        if OVERLAP:
+            mbarrier.wait(v_bars[0].index(k_at), k_phase)
         acc = warpgroup_mma_wait(0, [o_next])
         packed = pack(weights, kind)
         mbarrier.arrive(v_bars[1].index(v_at), pred=use > 0)
@@ -176,7 +179,8 @@ def multiply(wg: gl.constexpr, bufs, bars, items, lists, sizes, env, to, PING_PO
                 s_next = scores(b_q, b_k, q_at * WARPGROUPS + wg, k_at)
                 if PING_PONG == 2:
                     leave_turn(wg, WARPGROUPS)
-                mbarrier.wait(v_bars[0].index(v_at), v_phase)
+                if not OVERLAP:
+                    mbarrier.wait(v_bars[0].index(v_at), v_phase)
                 o_next = warpgroup_mma(p, flat(b_v[0], v_at), acc, is_async=True)
                 if PING_PONG == 1:
                     leave_turn(wg, WARPGROUPS)
@@ -184,6 +188,8 @@ def multiply(wg: gl.constexpr, bufs, bars, items, lists, sizes, env, to, PING_PO
                 mbarrier.arrive(k_bars[1].index(k_at))
                 weights, m, shrink = weigh(s, m, j0, lo, hi, marks, at, env, BLOCK_N, region == 0, POLY)
                 l = l * gl.convert_layout(shrink, gl.SliceLayout(1, l.type.layout))[:, None] + thread_sums(weights)
+                if OVERLAP:
+                    mbarrier.wait(v_bars[0].index(k_at), k_phase)
                 acc = warpgroup_mma_wait(0, [o_next])
                 packed = pack(weights, kind)
                 mbarrier.arrive(v_bars[1].index(v_at))

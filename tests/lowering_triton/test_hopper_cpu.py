@@ -19,7 +19,7 @@ from .cases import operands
 
 H100 = MACHINES["sm_90"]
 SERVED = [name for name, case in CASES.items() if serves(AttentionSpec.parse(case.spec), 64, 64, torch.bfloat16, H100)]
-VARIANTS = [{"block_m": 128}, {"block_m": 192, "poly": 4}, {"block_n": 64, "stages": 3, "ping_pong": 0}]
+VARIANTS = [{"block_m": 128, "overlap": True}, {"block_m": 192, "poly": 4}, {"block_n": 64, "stages": 3, "ping_pong": 0}]
 
 
 @pytest.fixture
@@ -68,9 +68,10 @@ def test_attentions(name, variant, launch):
 
 @pytest.mark.parametrize("dims", [(64, 64), (96, 96), (192, 128), (256, 256), (72, 72), (16, 16)], ids=str)
 @pytest.mark.parametrize("schedule", [(1, True), (5, False)], ids=str)
-def test_head_dims(dims, schedule, launch):
+@pytest.mark.parametrize("overlap", [False, True])
+def test_head_dims(dims, schedule, overlap, launch):
     case = CASES["causal, aligned to the end"].but(sizes=(130,), queries=270, keys=400, heads=4)
-    check(launch, case.but(head_dim=dims[0], value_dim=dims[1]), *schedule)
+    check(launch, case.but(head_dim=dims[0], value_dim=dims[1]), *schedule, overlap=overlap)
 
 
 @pytest.mark.parametrize("lengths", [[256] * 4, [300, 20, 1, 700, 64, 63], [64] * 9], ids=str)
