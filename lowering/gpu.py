@@ -6,7 +6,7 @@ The same code runs on CPU tensors under TRITON_INTERPRET=1. Triton is imported a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -47,12 +47,24 @@ def _choice(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, given: list[An
     if not spec.autotune or interpreted():
         return choose(spec, *shape, q.dtype, machine_of(q.device))
     options = candidates(spec, *shape, q.dtype, machine_of(q.device))
+    facts = (*shape[:3], rounded(shape[3]), *shape[4:])
+    return fastest(spec, options, facts, q.dtype, q.device, lambda choice: launch(spec, choice, q, k, v, given, out))
+
+
+def rounded(keys: int) -> int:
+    """To the next power of two: a growing sequence is not timed at every step."""
+    return 1 << (keys - 1).bit_length()
+
+
+def fastest(spec: AttentionSpec, options: Sequence[Choice], facts: Sequence[object], dtype: torch.dtype, device: torch.device,
+            run: Callable[[Choice], None]) -> Choice:
+    """Of `options` the one whose `run` takes least, known or timed now; the first while a CUDA graph is captured. facts: of the
+    operands, what decides."""
     texts = [codegen.source(spec, family) for family in dict.fromkeys(choice.family for choice in options)]
-    rounded = (*shape[:3], 1 << (shape[3] - 1).bit_length(), *shape[4:])
-    key = tune.key_of(spec, rounded, q.dtype, *tune_facts(q.device), *texts)
-    if q.is_cuda and torch.cuda.is_current_stream_capturing():
+    key = tune.key_of(spec, tuple(facts), dtype, *tune_facts(device), *texts)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return tune.known(key) or options[0]
-    return tune.best(key, options, lambda choice: milliseconds(lambda: launch(spec, choice, q, k, v, given, out)))
+    return tune.best(key, options, lambda choice: milliseconds(lambda: run(choice)))
 
 
 def milliseconds(call: Callable[[], None]) -> float:

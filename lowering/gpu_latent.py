@@ -20,7 +20,8 @@ from .choice import Choice, padded
 from .launch import launch as start
 from .machine import Machine, machine_of
 from .mla import hopper_launch as hopper
-from .mla.config import Shape, configure
+from .mla.config import Shape
+from .mla.config import candidates as tiles
 from .mla.hopper_launch import addressable, serves
 from .prefill.config import room
 from .select import DTYPES
@@ -57,20 +58,36 @@ def attend_latent(
     out = output_like(q_latent, latent, heads_first=False)
     if out.numel() == 0 or given.keys == 0 or (tokens is not None and tokens.shape[2] == 0):
         return out.zero_()
-    choice = choose(meaning, given, machine_of(q_latent.device))
-    launch(meaning, choice, given, gpu.operands(meaning, list(tables), list(sizes), list(scalars)), out)
+    operands = gpu.operands(meaning, list(tables), list(sizes), list(scalars))
+    launch(meaning, _choice(meaning, given, operands, out), given, operands, out)
     return out
+
+
+def _choice(spec: AttentionSpec, given: Latents, operands: list[Any], out: Tensor) -> Choice:
+    """As `choose`; with `autotune` what is fastest for these operands, into an `out` that is written anew."""
+    options, device = candidates(spec, given, machine_of(out.device)), out.device
+    if not spec.autotune or gpu.interpreted():
+        return options[0]
+    tokens = None if given.tokens is None else given.tokens.shape[2]
+    facts = (*given.q_latent.shape, gpu.rounded(given.keys), given.rope.shape[2], tokens, given.pages is not None)
+    return gpu.fastest(spec, options, facts, out.dtype, device, lambda choice: launch(spec, choice, given, operands, out))
 
 
 def choose(spec: AttentionSpec, given: Latents, machine: Machine) -> Choice:
     """The family and configuration for these operands."""
+    return candidates(spec, given, machine)[0]
+
+
+def candidates(spec: AttentionSpec, given: Latents, machine: Machine) -> tuple[Choice, ...]:
+    """Every configuration worth timing, the one that is taken without timing first."""
     shape = shape_of(given)
     family = "mla" if given.tokens is None else "tokens"
     fast = (
         serves(spec, shape.rank, shape.rope, given.latent.dtype, machine) and room(spec) == (128, 128)
         and addressable(given.q_latent, given.q_rope, given.latent, given.rope) and not gpu.interpreted()
     )
-    return configure(f"{family}_hopper" if fast else family, shape, spec.kv_splits, machine)
+    plain = tiles(family, shape, spec.kv_splits, machine)
+    return (*tiles(f"{family}_hopper", shape, spec.kv_splits, machine), plain[0]) if fast else plain
 
 
 def shape_of(given: Latents) -> Shape:

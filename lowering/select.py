@@ -15,6 +15,7 @@ from .errors import LoweringError
 from .hopper import config as hopper
 from .machine import Machine
 from .prefill import config as prefill
+from .prefill import model
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LARGEST_HEAD_DIM = 256
@@ -22,6 +23,8 @@ DECODE_ROWS = 64
 """Rows of a KV head (query heads x positions) up to which the packed, split kernel is taken."""
 DECODE_QUERIES = 16
 """Query positions up to which it is taken for any number of heads."""
+MOST_TIMED = 8
+"""Configurations of prefill that `flashmla.autotune` times: each compiles a kernel."""
 
 
 def supports(
@@ -60,9 +63,10 @@ def candidates(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: 
     rows = spec.group * queries
     limits = prefill.room(spec)
     if rows > DECODE_ROWS and queries > DECODE_QUERIES and spec.kv_splits < 2:
-        plain = prefill.candidates(head_dim, value_dim, dtype.itemsize, limits, machine)
+        choices = prefill.candidates(head_dim, value_dim, dtype.itemsize, limits, machine)
         if queries > hopper.ROWS and hopper.serves(spec, head_dim, value_dim, dtype, machine):
-            return (*hopper.candidates(spec, head_dim, value_dim, machine), plain[0])
-        return tuple(plain)
+            choices = [*hopper.candidates(spec, head_dim, value_dim, machine), *choices]
+        work = model.Work(batch * heads, queries, keys, head_dim, value_dim)
+        return model.ordered(spec, work, choices, dtype.itemsize, machine)[:MOST_TIMED]
     shape = decode.Shape(batch, heads // spec.group, queries, keys, head_dim, value_dim, dtype.itemsize)
     return tuple(decode.candidates(spec, shape, limits[0] == 32, machine))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..choice import Choice, padded
 from ..machine import Machine
@@ -49,10 +50,19 @@ class Shape:
 
 def configure(family: str, shape: Shape, kv_splits: int, machine: Machine) -> Choice:
     """family: mla, tokens, mla_hopper or tokens_hopper; kv_splits: the number of parts, 0 to choose it."""
+    return candidates(family, shape, kv_splits, machine)[0]
+
+
+@lru_cache(maxsize=4096)
+def candidates(family: str, shape: Shape, kv_splits: int, machine: Machine) -> tuple[Choice, ...]:
+    """The tiles that fit, each in the number of parts that the model finds fastest; then in half and in twice as many."""
     tiles = _HOPPER if family.endswith("hopper") else _tiles(shape, machine)
-    block_m, block_n, warps, stages = next(tile for tile in tiles if _fits(shape, tile, machine))
-    splits = kv_splits or parts(shape, block_m, block_n, machine)
-    return Choice(family, block_m, block_n, warps, stages, splits)
+    fitting = [tile for tile in tiles if _fits(shape, tile, machine)]
+    found = {tile: kv_splits or parts(shape, tile[0], tile[1], machine) for tile in fitting}
+    most = max(1, min(MAX_PARTS, shape.keys // min(tile[1] for tile in fitting)))
+    counts = (lambda n: n, lambda n: max(1, n // 2), lambda n: min(most, 2 * n))
+    return tuple(dict.fromkeys(
+        Choice(family, *tile, n if kv_splits else count(n)) for count in counts for tile, n in found.items()))
 
 
 def _tiles(shape: Shape, machine: Machine) -> tuple[tuple[int, int, int, int], ...]:
