@@ -35,7 +35,8 @@ _BODY = {
 }
 _GLUON = {
     "hopper": (
-        "hopper/tiles.py", "hopper/softmax.py", "hopper/messages.py", "hopper/plan.py", "hopper/weigh.py", "hopper/multiply.py",
+        "hopper/tiles.py", "hopper/softmax.py", "hopper/messages.py", "hopper/classed.py", "hopper/plan.py",
+        "hopper/exponentials.py", "hopper/weigh.py", "hopper/products.py", "hopper/results.py", "hopper/multiply.py",
         "hopper/kernel.py"),
     "mla_hopper": ("hopper/tiles.py", "hopper/softmax.py", "mla/warpgroups.py", "mla/consumers.py", "mla/hopper.py"),
     "tokens_hopper": (

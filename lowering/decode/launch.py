@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..choice import Choice
+from ..counters import counters
 from ..launch import launch as start
-from .counters import counters
 
 
 def launch(module: ModuleType, group: int, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any],

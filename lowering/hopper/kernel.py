@@ -14,9 +14,10 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
+from .classed import list_of
 from .messages import channel, receive, ring
 from .multiply import multiply
-from .plan import list_of, place, plan
+from .plan import place, plan
 from .tiles import slot
 
 AHEAD = gl.constexpr(2)

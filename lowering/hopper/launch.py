@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..choice import Choice, padded
-from ..decode.counters import counters
+from ..counters import counters
 from ..launch import launch as start
 from ..machine import MACHINES, machine_of
 from ..tma import describe
