@@ -14,6 +14,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
+from ..hooks import HAS_TILE
 from .classed import list_of
 from .messages import channel, receive, ring
 from .multiply import multiply
@@ -21,6 +22,7 @@ from .plan import place, plan
 from .tiles import slot
 
 AHEAD = gl.constexpr(2)
+AHEAD_LISTED = gl.constexpr(8)                                      # a list takes the planner as long as some tiles
 
 
 @gluon.jit
@@ -57,7 +59,7 @@ def load(descs, bufs, bars, items, lists, sizes, GROUP: gl.constexpr):
         h = item[1]
         count = item[7]
         p_list = list_of(lists, n, sizes)
-        nearly = gl.maximum(count - AHEAD, 0)
+        nearly = gl.maximum(count - (AHEAD_LISTED if HAS_TILE else AHEAD), 0)
         for t in range(count):
             mbarrier.arrive(items[3], pred=t == nearly)
             j0 = place(item, t, p_list, sizes, BLOCK_N)

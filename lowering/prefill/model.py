@@ -32,7 +32,8 @@ MOST_DEALT = 1024
 @dataclass(frozen=True)
 class Rates:
     """Of one processor. rate, narrow: flops a us, in tiles of 128 keys and of fewer; weight: us an element; l2: bytes a us;
-    start, edge, step: us; scan: us for each 4096 keys whose tiles are classed; element: us more for one that a table masks."""
+    start, edge, step: us; scan: us for each 4096 keys whose tiles are classed, 0 where a warp does it beside; element: us
+    more for one that a table masks, on Hopper counted from its instructions and not measured yet."""
 
     rate: float
     narrow: float
@@ -46,7 +47,7 @@ class Rates:
 
 
 PLAIN = Rates(rate=5.23e6, narrow=5.23e6, weight=3.84e-5, start=1.79, edge=1.5, l2=4.94e4, scan=2.55, element=1.73e-4)
-HOPPER = Rates(rate=5.26e6, narrow=4.83e6, weight=6.58e-5, start=1.76, edge=0.54, step=0.094)
+HOPPER = Rates(rate=5.26e6, narrow=4.83e6, weight=6.58e-5, start=1.76, edge=0.54, step=0.094, element=5.5e-5)
 TWO_STAGES, LEAST = 1.14, 0.6
 """Plain tiles with fewer than three stages wait for their keys; no tile was seen to take fewer us than LEAST."""
 NO_TURNS, LEAVES, DRIFT = 1.04, 0.9, 1.19

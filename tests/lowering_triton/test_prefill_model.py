@@ -139,7 +139,8 @@ def test_what_leads_is_within_the_margin_of_the_fastest_and_the_rest_is_sorted(l
 
 def test_tiles_suit_the_shape():
     assert found(CAUSAL, 32, 8 * K, 8 * K)[0] == hopper(128)
-    assert found(DOCUMENTS, 32, 32 * K, 32 * K)[0] == Choice("prefill", 128, 64, 8, 3)
+    assert found(DOCUMENTS, 32, 32 * K, 32 * K)[0] == hopper(128)
+    assert found(DOCUMENTS, 32, 32 * K, 32 * K, 256, torch.float32)[0].family == "prefill"
     few = Work(4, 512, 512, 128, 128)
     tall, flat = Choice("prefill", 128, 128, 8, 3), Choice("prefill", 64, 64, 4, 3)
     assert ordered(FULL, few, [tall, flat], 2, H100)[0] == tall
