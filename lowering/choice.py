@@ -12,7 +12,8 @@ class Choice:
     Of decode: `programs` that share all live keys equally, 0 if each item is cut into kv_splits parts; what holds all sequences
     (block_b), all query positions (block_t) and the rows merged at once (block_r), powers of two. Of the Hopper kernel: whether
     its warpgroups take turns, and when they leave it (ping_pong: 0 never, 1 when the values are begun, 2 when the scores are),
-    its blocks stay for several tiles (persistent), and how many exponentials are polynomials (one in `poly`, 0: none).
+    its blocks stay for several tiles (persistent), how many exponentials are polynomials (one in `poly`, 0: none), and whether
+    the weights are computed before the values of the last are awaited, which ptxas else turns round (overlap).
     """
 
     family: str

@@ -61,9 +61,18 @@ def configure(spec: AttentionSpec, head_dim: int, value_dim: int, machine: Machi
 def candidates(spec: AttentionSpec, head_dim: int, value_dim: int, machine: Machine) -> list[Choice]:
     """Those that fit, the preferred first; the smallest if none does."""
     tiles = _NARROW if padded(value_dim) <= 64 else _TILES
-    all_ = [Choice("hopper", *tile[:2], 4, tile[2], ping_pong=turns, persistent=stays)
-            for tile in tiles for turns, stays in ((1, True), (1, False), (0, True))]
+    all_ = [Choice("hopper", *tile[:2], 4, tile[2], ping_pong=turns, persistent=True, overlap=overlap)
+            for tile in tiles for turns, overlap in _forms(spec, tile[0], head_dim, value_dim)]
     return [choice for choice in all_ if _fits(spec, choice, head_dim, value_dim, machine)] or all_[-3:]
+
+
+def _forms(spec: AttentionSpec, block_m: int, head_dim: int, value_dim: int) -> tuple[tuple[int, bool], ...]:
+    """ping_pong and overlap, the preferred first: overlap where two warpgroups meet few tiles at an edge (BENCHMARKS.md)."""
+    if block_m > 2 * ROWS or spec.lo != 0 or spec.tile is not None:
+        return (1, False), (0, False), (1, True)
+    if padded(head_dim) == padded(value_dim) == 128:
+        return (0, True), (1, True), (1, False)
+    return (1, True), (0, True), (1, False)
 
 
 def _fits(spec: AttentionSpec, choice: Choice, head_dim: int, value_dim: int, machine: Machine) -> bool:

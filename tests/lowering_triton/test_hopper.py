@@ -55,7 +55,8 @@ def test_the_loop_multiplies_from_registers_and_spills_nothing(dims):
     found = steps(kernel.sass)
     assert len(found) == 3 * warpgroups
     for piece in found[: 2 * warpgroups]:
-        assert piece.count("WARPGROUP.DEPBAR") == 2             # no product is awaited for the compiler's sake
+        # no product is awaited for the compiler's sake; with overlap the last wait is behind a branch
+        assert piece.count("WARPGROUP.DEPBAR") == (1 if choice.overlap else 2)
         assert "STL" not in piece and "LDL" not in piece
         assert not re.search(r"\b(STS|STSM|LDS|LDSM)\b", piece)   # the weights never go through shared memory
 
