@@ -23,7 +23,7 @@ from ..ir import AttentionSpec
 from .errors import LoweringError
 from .printer import Printer, bare
 
-FAMILIES = ("prefill", "decode", "mla", "tokens", "hopper", "mla_hopper", "tokens_hopper")
+FAMILIES = ("prefill", "decode", "mla", "tokens", "hopper", "mla_exchange", "tokens_exchange")
 LOG2E = math.log2(math.e)
 _JIT_END = "])"
 _HERE = Path(__file__).parent
@@ -33,14 +33,16 @@ _BODY = {
     "mla": ("scan.py", "packed.py", "mla/tile.py", "mla/kernel.py"),
     "tokens": ("scan.py", "packed.py", "mla/tile.py", "tokens/kernel.py"),
 }
+_EXCHANGE = (
+    "hopper/tiles.py", "hopper/softmax.py", "mla/rows.py", "mla/line.py", "mla/steps.py", "mla/finish.py", "mla/memory.py",
+    "mla/exchange.py")
 _GLUON = {
     "hopper": (
         "hopper/tiles.py", "hopper/softmax.py", "hopper/messages.py", "hopper/classed.py", "hopper/plan.py",
         "hopper/exponentials.py", "hopper/weigh.py", "hopper/products.py", "hopper/results.py", "hopper/multiply.py",
         "hopper/kernel.py"),
-    "mla_hopper": ("hopper/tiles.py", "hopper/softmax.py", "mla/warpgroups.py", "mla/consumers.py", "mla/hopper.py"),
-    "tokens_hopper": (
-        "hopper/tiles.py", "hopper/softmax.py", "mla/warpgroups.py", "mla/consumers.py", "tokens/hopper.py"),
+    "mla_exchange": (*_EXCHANGE, "mla/hopper_exchange.py"),
+    "tokens_exchange": (*_EXCHANGE, "tokens/exchange.py"),
 }
 _ROW, _POINT = "b, h, i", "b, h, i, j"
 
@@ -65,7 +67,7 @@ def _gluon(spec: AttentionSpec, family: str) -> str:
         flags |= {"HAS_RESIDUE": spec.residue != sympy.true, "HAS_TILE": spec.tile is not None}
     else:
         wanted = [hook for hook in wanted if hook.name not in ("residue", "tile_class")]
-        flags["CHOSEN"] = family == "tokens_hopper"
+        flags["CHOSEN"] = family.startswith("tokens")
     constants = [f"{name} = gl.constexpr({value})" for name, value in flags.items()]
     constants += [text for path in files for name, text in _assignments(path).items() if name not in flags]
     return _module(spec, family, files, "\n".join([_imports(*files), "", *constants]), wanted, _in_gluon)

@@ -18,15 +18,14 @@ _compiled: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
 
 def launch(function: Any, grid: tuple[int, ...], arguments: Sequence[Any], constants: dict[str, Any], warps: int,
-           stages: int, device: int | None, registers: int = 0) -> None:
-    """`arguments` by position; `constants` by name, all the parameters after them. `device`: the GPU's index; `registers`: the
-    most of a thread, 0 for what the compiler likes."""
-    key = (id(function), device, warps, stages, registers, *constants.values(),
-           *map(_specialisation, _params(function), arguments))
+           stages: int, device: int | None, **options: int) -> None:
+    """`arguments` by position; `constants` by name, all the parameters after them. `device`: the GPU's index; `options`:
+    others of Triton's compiler."""
+    facts = (*options.items(), *constants.values(), *map(_specialisation, _params(function), arguments))
+    key = (id(function), device, warps, stages, *facts)
     found = _compiled.get(key)
     if found is None:
-        options = {"num_warps": warps, "num_stages": stages} | ({"maxnreg": registers} if registers else {})
-        compiled = function[grid](*arguments, **constants, **options)
+        compiled = function[grid](*arguments, **constants, num_warps=warps, num_stages=stages, **options)
         if compiled is not None:
             _compiled[key] = function, compiled  # the function is held, for its id is in the key
         return

@@ -43,11 +43,14 @@ def tile_type(kind: str, tile: list[int], dtype: torch.dtype) -> str:
     return f"tensordesc<{kind}{tile},{layout(tuple(tile), dtype)!r}>"
 
 
-def describe(x: Tensor, rows: int, dim: int) -> Any:
-    """x [..., S, D] in tiles of rows x dim; what lies outside reads as 0. The stride of a size of 1 is never used."""
+def describe(x: Tensor, *tile: int) -> Any:
+    """x [..., S, D] in tiles of these sizes of its last dims; what lies outside reads as 0, and is not written.
+
+    The stride of a size of 1 is never used.
+    """
     unused = -(-x.numel() // 8) * 8
     strides = tuple(stride if size > 1 else unused for stride, size in zip(x.stride()[:-1], x.shape[:-1], strict=True))
-    return _described(x.data_ptr(), tuple(x.shape), (*strides, 1), x.dtype, rows, dim)
+    return _described(x.data_ptr(), tuple(x.shape), (*strides, 1), x.dtype, tile)
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,10 @@ class _Memory:
 
 @lru_cache(maxsize=4096)
 def _described(
-    address: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, rows: int, dim: int
+    address: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, tile: tuple[int, ...]
 ) -> Any:
     """Triton checks each descriptor for some microseconds: those of memory that comes again are remembered."""
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-    tile = (1,) * (len(shape) - 2) + (rows, dim)
-    return TensorDescriptor(_Memory(address, dtype), list(shape), list(strides), list(tile), layout(tile, dtype))
+    box = (1,) * (len(shape) - len(tile)) + tile
+    return TensorDescriptor(_Memory(address, dtype), list(shape), list(strides), list(box), layout(box, dtype))

@@ -39,7 +39,7 @@ def launch(
     descriptors = [tile and describe(x, *tile) for x, tile in zip(of, described, strict=True)]
     sizes = (heads, queries, keys, rows, section(batch * heads, group, keys, head_dim + value_dim), work, room)
     start(module.hopper, (blocks,), (*descriptors, counter, lists, *sizes, *given), constants_, choice.warps, choice.stages,
-          q.device.index, registers(choice)[0])
+          q.device.index, maxnreg=registers(choice)[0])
 
 
 @lru_cache(maxsize=1024)
