@@ -31,7 +31,7 @@ def launch(monkeypatch):
     def run(spec, choice, q, k, v, given, out, blocks=3, late=True, text=None):
         counter = torch.zeros(1, dtype=torch.int32)
 
-        def start(_function, grid, arguments, constants, *_):
+        def start(_function, grid, arguments, constants, *_, **_options):
             run_kernel(text or codegen.source(spec, "hopper"), "hopper", *grid, arguments, constants, late)
 
         monkeypatch.setattr(hopper, "describe", Descriptor)
