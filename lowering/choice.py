@@ -10,8 +10,10 @@ class Choice:
     """Which kernel, how large its tiles (rows, keys), how many warps, pipeline stages, parts of the key range.
 
     Of decode: `programs` that share all live keys equally, 0 if each item is cut into kv_splits parts; what holds all sequences
-    (block_b), all query positions (block_t) and the rows merged at once (block_r), powers of two. Of the
-    Hopper kernel: whether its warpgroups take turns (ping_pong) and its blocks stay for several tiles (persistent).
+    (block_b), all query positions (block_t) and the rows merged at once (block_r), powers of two. Of the Hopper kernel: whether
+    its warpgroups take turns, and when they leave it (ping_pong: 0 never, 1 when the values are begun, 2 when the scores are),
+    its blocks stay for several tiles (persistent), how many exponentials are polynomials (one in `poly`, 0: none), and whether
+    the weights are computed before the values of the last are awaited, which ptxas else turns round (overlap).
     """
 
     family: str
@@ -24,8 +26,10 @@ class Choice:
     block_b: int = 1
     block_t: int = 1
     block_r: int = 4
-    ping_pong: bool = False
+    ping_pong: int = 0
     persistent: bool = False
+    poly: int = 0
+    overlap: bool = False
 
     def __str__(self) -> str:
         tiles = f"{self.family} {self.block_m}x{self.block_n}, {self.warps} warps, {self.stages} stages"

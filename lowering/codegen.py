@@ -37,10 +37,13 @@ _EXCHANGE = (
     "hopper/tiles.py", "hopper/softmax.py", "mla/rows.py", "mla/line.py", "mla/steps.py", "mla/finish.py", "mla/memory.py",
     "mla/exchange.py")
 _GLUON = {
-    "hopper": ("hopper/tiles.py", "hopper/softmax.py", "hopper/multiply.py", "hopper/kernel.py"),
+    "hopper": (
+        "hopper/tiles.py", "hopper/softmax.py", "hopper/messages.py", "hopper/classed.py", "hopper/plan.py",
+        "hopper/exponentials.py", "hopper/weigh.py", "hopper/products.py", "hopper/results.py", "hopper/multiply.py",
+        "hopper/kernel.py"),
     "decode_hopper": (
-        "hopper/tiles.py", "hopper/softmax.py", "decode/balance.py", "decode/parts.py", "decode/consumer.py",
-        "decode/hopper.py"),
+        "hopper/tiles.py", "hopper/softmax.py", "decode/weights.py", "decode/balance.py", "decode/parts.py",
+        "decode/consumer.py", "decode/hopper.py"),
     "mla_exchange": (*_EXCHANGE, "mla/hopper_exchange.py"),
     "tokens_exchange": (*_EXCHANGE, "tokens/exchange.py"),
 }
@@ -59,10 +62,14 @@ def source(spec: AttentionSpec, family: str) -> str:
 def _gluon(spec: AttentionSpec, family: str) -> str:
     """The module of a Gluon kernel: its hooks are the same text, in Gluon's names."""
     files = [_HERE / name for name in _GLUON[family]]
-    wanted = [hook for hook in hooks(spec) if hook.name not in ("residue", "tile_class")]
     flags = {
         "HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_SINK": spec.sink is not None, "SCALE": _scale(spec),
     }
+    wanted = list(hooks(spec))
+    if family == "hopper":
+        flags |= {"HAS_RESIDUE": spec.residue != sympy.true, "HAS_TILE": spec.tile is not None}
+    else:
+        wanted = [hook for hook in wanted if hook.name not in ("residue", "tile_class")]
     if family.endswith("exchange"):
         flags["CHOSEN"] = family.startswith("tokens")
     constants = [f"{name} = gl.constexpr({value})" for name, value in flags.items()]

@@ -151,9 +151,11 @@ def _build_hopper(
     """The Gluon kernel: its operands come as TMA descriptors."""
     kind = _DTYPES[dtype].removeprefix("*")
     tiles = hopper.tiles(choice, head_dim, value_dim)
-    types = {name: tma.tile_type(kind, [1, 1, *tile], dtype) for name, tile in tiles.items()}
-    constants = hopper.constants(group, choice, head_dim, value_dim)
-    return build(function, types | {"out": _DTYPES[dtype]}, constants, arch, choice.warps, choice.stages, tma.REGISTERS)
+    types = {name: tma.tile_type(kind, [1, 1, *tile], dtype) for name, tile in tiles.items() if tile}
+    types |= {"counter": "*i32", "lists": "*i32"}
+    constants = {name: None for name, tile in tiles.items() if not tile}
+    constants |= hopper.constants(group, choice, head_dim, value_dim)
+    return build(function, types, constants, arch, choice.warps, choice.stages, hopper.registers(choice)[0])
 
 
 def _build_decode_hopper(

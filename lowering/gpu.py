@@ -103,7 +103,7 @@ def _hopper(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor
     if not tma.describable(q, k, v, out):
         plain = prefill.configure(q.shape[3], v.shape[3], q.itemsize, prefill.room(spec), machine_of(q.device))
         return _prefill(spec, plain, q, k, v, given, out)
-    return hopper.launch(kernel(spec, "hopper"), spec.group, choice, q, k, v, given, out)
+    return hopper.launch(kernel(spec, "hopper"), spec.group, choice, q, k, v, given, out, spec.tile is not None)
 
 
 def _decode_hopper(

@@ -50,8 +50,8 @@ def _specialisation(param: tuple[bool, bool], value: Any) -> Any:
         return _of_tuple(value)
     if isinstance(value, int):
         return _of_integer(value, *param)
-    if hasattr(value, "block_shape"):                                                       # a TMA descriptor
-        return value.base.dtype, *value.block_shape
+    if hasattr(value, "block_shape"):                                # a TMA descriptor
+        return value.base.dtype, tuple(value.block_shape)
     return type(value)
 
 

@@ -6,10 +6,11 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, warpgroup_mma, warpgroup_mma_wait
 
 from ..hooks import HAS_LO, HAS_SINK, sink
-from ..hopper.softmax import join_sink, weigh
+from ..hopper.softmax import join_sink
 from ..hopper.tiles import hull, least, most, slot
 from .balance import divide, keys_of, keys_of_part, parts_of, row_tiles
 from .parts import join_parts, place, rows_of, store_part, store_rows
+from .weights import weigh
 
 
 @gluon.jit

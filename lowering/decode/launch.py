@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..choice import Choice, padded
+from ..counters import counters
 from ..launch import launch as start
 from ..tma import REGISTERS, describe
-from .counters import counters
 
 
 def launch(module: ModuleType, group: int, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any],

@@ -31,8 +31,9 @@ MOST_DEALT = 1024
 
 @dataclass(frozen=True)
 class Rates:
-    """Of one processor. rate, narrow: flops a us, in tiles of 128 keys and of fewer; weight: us an element; l2: bytes a us;
-    start, edge, step: us; scan: us for each 4096 keys whose tiles are classed; element: us more for one that a table masks."""
+    """Of one processor. rate, narrow, deep: flops a us, in tiles of 128 keys, of fewer, of fewer with D = DV = 256; weight: us
+    an element; l2: bytes a us; start, edge, step: us; scan: us for each 4096 keys whose tiles are classed, 0 where a warp does
+    so beside; element: us more for one that a table masks."""
 
     rate: float
     narrow: float
@@ -40,19 +41,17 @@ class Rates:
     start: float
     edge: float
     step: float = 0.0
+    deep: float = 0.0
     l2: float = math.inf
     scan: float = 0.0
     element: float = 0.0
 
 
 PLAIN = Rates(rate=5.23e6, narrow=5.23e6, weight=3.84e-5, start=1.79, edge=1.5, l2=4.94e4, scan=2.55, element=1.73e-4)
-HOPPER = Rates(rate=5.26e6, narrow=4.83e6, weight=6.58e-5, start=1.76, edge=0.54, step=0.094)
-TWO_STAGES, LEAST = 1.14, 0.6
-"""Plain tiles with fewer than three stages wait for their keys; no tile was seen to take fewer us than LEAST."""
-NO_TURNS, LEAVES, DRIFT = 1.04, 0.9, 1.19
-"""Hopper: warpgroups that do not take turns; us more of a block that goes after one item; blocks that come and go, where the
-keys and values of a head are so many that not all blocks read the same at a time."""
-DRIFT_BYTES = 12 << 20
+HOPPER = Rates(rate=5.43e6, narrow=4.83e6, deep=6.04e6, weight=6.85e-5, start=1.29, edge=0.673, step=0.098, element=6.47e-5)
+TWO_STAGES, LEAST, THREE = 1.14, 0.6, 0.85
+"""Plain tiles with fewer than three stages wait for their keys; no tile was seen to take fewer us than LEAST. Hopper: an
+element where three warpgroups share the units."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +87,10 @@ def microseconds(choice: Choice, work: Work, spans: Spans, machine: Machine) -> 
     rates, slots = (HOPPER, 1) if choice.family == "hopper" else (PLAIN, blocks_of_a_processor(choice, work, machine))
     tile = slots * tile_us(choice, work)
     table = rates.element * choice.block_m * choice.block_n * slots if spans.by_table else 0.0
-    start = rates.start + (LEAVES if choice.family == "hopper" and not choice.persistent else 0.0)
     items = []
     for whole, edge, last in spans.tiles(work.queries, choice.block_m, choice.block_n):
         scanned = rates.scan * math.ceil(last / 4096) if spans.classed else 0.0
-        items.append(start + scanned + whole * tile + edge * (tile + rates.edge + table))
+        items.append(rates.start + scanned + whole * tile + edge * (tile + rates.edge + table))
     each = math.ceil(work.queries / choice.block_m) / len(items)
     return LAUNCH + dealt(items, work.heads * each, machine.processors * slots, longest_first=choice.family == "hopper")
 
@@ -106,10 +104,9 @@ def tile_us(choice: Choice, work: Work) -> float:
         return max(computed, 2 * choice.block_n * (d + dv) / PLAIN.l2, LEAST) * (TWO_STAGES if choice.stages < 3 else 1.0)
     d, dv = padded(work.head_dim), padded(work.value_dim)
     d = d if work.head_dim > 3 * d // 4 else 3 * d // 4                     # two tiles: 192 = 128 + 64
-    rate = HOPPER.rate if choice.block_n >= 128 else HOPPER.narrow
-    both = max(2 * elements * (d + dv) / rate, elements * HOPPER.weight) + HOPPER.step
-    drifts = not choice.persistent and 2 * work.keys * (work.head_dim + work.value_dim) > DRIFT_BYTES
-    return both * (1.0 if choice.ping_pong else NO_TURNS) * (DRIFT if drifts else 1.0)
+    rate = HOPPER.rate if choice.block_n >= 128 else HOPPER.narrow if d + dv < 512 else HOPPER.deep
+    weight = HOPPER.weight * (1.0 if choice.block_m <= 128 else THREE)
+    return max(2 * elements * (d + dv) / rate, elements * weight) + HOPPER.step
 
 
 def blocks_of_a_processor(choice: Choice, work: Work, machine: Machine) -> int:

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from mla_compiler.ir import AttentionSpec
+from mla_compiler.lowering import counters
 from mla_compiler.lowering.choice import Choice
 from mla_compiler.lowering.compile import compile_kernel
-from mla_compiler.lowering.decode import counters
 from mla_compiler.lowering.machine import MACHINES
 from mla_compiler.lowering.select import candidates
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from mla_compiler.ir import AttentionSpec
-from mla_compiler.lowering import codegen, gpu
+from mla_compiler.lowering import codegen, counters, gpu
 from mla_compiler.lowering.choice import Choice
-from mla_compiler.lowering.decode import counters
 from mla_compiler.lowering.decode import launch as decode
 from mla_compiler.lowering.decode.config import batch_block, power
 

@@ -60,7 +60,7 @@ def test_tiles_fit_in_shared_memory(name, queries, dim, dtype, arch):
 
 @pytest.mark.parametrize("changes", [
     {"dtype": torch.float32}, {"machine": MACHINES["sm_100"]}, {"machine": MACHINES["sm_80"]}, {"dim": 100}, {"queries": 64},
-    *({"spec": AttentionSpec.parse(CASES[name].spec)} for name in ("documents", "padding", "mask, summarised", "bias")),
+    *({"spec": AttentionSpec.parse(CASES[name].spec)} for name in ("documents", "padding", "prefix", "bias")),
 ], ids=str)
 def test_what_the_hopper_kernel_leaves_to_plain_triton(changes):
     assert chosen().family == "hopper" and chosen(**changes).family == "prefill"
