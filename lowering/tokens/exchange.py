@@ -49,7 +49,7 @@ def copy_rows(buf, x, at, m_key, c0: gl.constexpr, D: gl.constexpr, layout: gl.c
 @gluon.jit
 def gather(source, keys, descs, queries, rings, bars, message, sizes, env, cuts, R: gl.constexpr, P: gl.constexpr,
            IN_PAGES: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_B: gl.constexpr):
-    """The warpgroup that loads: tiles of chosen latents, the last first, piece by piece; queries as `mla/hopper_exchange.py`."""
+    """The warpgroup that loads: tiles of chosen latents, the last first, piece by piece; queries as in `mla/`."""
     N: gl.constexpr = rings[0].shape[2]
     HALF: gl.constexpr = rings[0].shape[3]
     wide: gl.constexpr = gl.BlockedLayout([1, 8], [256 // HALF, HALF // 8], [4, 1], [1, 0])
