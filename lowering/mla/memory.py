@@ -65,7 +65,7 @@ def ask(descs, queries, bars, place):
 
 @gluon.jit
 def begin(descs, queries, message, bars, turn, numbers):
-    """The warps that load: an item's numbers, once nobody needs those of the item before, and its queries, but for the first."""
+    """The warps that load: an item's numbers, once nobody needs those of the item before, and queries, but of the first."""
     mbarrier.wait(bars[2].index(FREE), turn % 2 ^ 1)
     tell(message, numbers)
     mbarrier.arrive(bars[2].index(READY))
