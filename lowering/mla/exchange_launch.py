@@ -95,6 +95,11 @@ def tiles(choice: Choice, heads: int, rank: int) -> dict[str, tuple[int, ...]]:
     return found | ({"latent": (BLOCK_N, half), "rope": (BLOCK_N, LARGEST_ROPE)} if choice.family == "mla_exchange" else {})
 
 
+def part(rank: int) -> tuple[int, int]:
+    """The tile of the descriptor of parts [slots * 64, R], float32: what the queries' memory of a warpgroup holds."""
+    return ROWS, padded(rank) // 4
+
+
 def described(choice: Choice, given: dict[str, Tensor]) -> dict[str, Any]:
     """Descriptors of the tensors that have one; queries and out are [B, H, T, .]."""
     heads, rank = given["q_latent"].shape[1], given["q_latent"].shape[3]
