@@ -138,7 +138,8 @@ def _exchange(spec: AttentionSpec, choice: Choice, given: Latents, operands: lis
     latents = [by_tma["latent"], by_tma["rope"]] if given.tokens is None else _with_strides(
         given.latent, given.rope, given.tokens)
     parts = None if workspace is None else exchange.describe(workspace, *exchange.part(rank))
-    arguments = (by_tma["q_latent"], by_tma["q_rope"], *latents, *_pages(given), by_tma["out"], parts, lse, cuts, *sizes, *operands)
+    arguments = (by_tma["q_latent"], by_tma["q_rope"], *latents, *_pages(given), by_tma["out"], parts, lse, cuts, *sizes,
+                 *operands)
     fixed = exchange.constants(choice, heads, rank, shape.rope, given.pages is not None)
     kernel = getattr(gpu.kernel(spec, choice.family), choice.family)
     with torch.cuda.device_of(out):
