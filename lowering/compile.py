@@ -130,11 +130,12 @@ def compile_latent(
     function = getattr(modules.load(source, choice.family), choice.family)
     kind = _DTYPES[dtype]
     types = dict.fromkeys(("q_latent", "q_rope", "latent", "rope", "out"), kind)
-    types |= {"lse": "*fp32", "pages": "*i32", "chosen": "*i64", "workspace": "*fp32", "cuts": "*i64"}
+    types |= {"lse": "*fp32", "pages": "*i32", "chosen": "*i64", "cuts": "*i64"}
     if choice.family in exchange.FAMILIES:
         for name, tile in exchange.tiles(choice, heads, rank).items():
             box = [1] * ((4 if name in ("q_latent", "q_rope", "out") else 3) - len(tile)) + list(tile)
             types[name] = tma.tile_type(kind.removeprefix("*"), box, dtype)
+        types["workspace"] = tma.tile_type("fp32", list(exchange.part(rank)), torch.float32)
         constants, registers = exchange.constants(choice, heads, rank, width, paged), tma.REGISTERS
         constants |= {} if choice.programs else {"cuts": None}
         constants |= {} if choice.programs or choice.kv_splits > 1 else {"workspace": None, "lse": None}

@@ -137,8 +137,9 @@ def _exchange(spec: AttentionSpec, choice: Choice, given: Latents, operands: lis
     by_tma = exchange.described(choice, tensors)
     latents = [by_tma["latent"], by_tma["rope"]] if given.tokens is None else _with_strides(
         given.latent, given.rope, given.tokens)
-    arguments = (by_tma["q_latent"], by_tma["q_rope"], *latents, *_pages(given),
-                 by_tma["out"], workspace, lse, cuts, *sizes, *operands)
+    parts = None if workspace is None else exchange.describe(workspace, *exchange.part(rank))
+    arguments = (by_tma["q_latent"], by_tma["q_rope"], *latents, *_pages(given), by_tma["out"], parts, lse, cuts, *sizes,
+                 *operands)
     fixed = exchange.constants(choice, heads, rank, shape.rope, given.pages is not None)
     kernel = getattr(gpu.kernel(spec, choice.family), choice.family)
     with torch.cuda.device_of(out):

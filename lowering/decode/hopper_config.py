@@ -24,7 +24,8 @@ def serves(spec: AttentionSpec, shape: Shape, dtype: torch.dtype, machine: Machi
     """Whether there is a kernel: hulls that all heads share, in 16 bits, on a line that every program finds for itself."""
     return (
         addressable(spec, shape.head_dim, shape.value_dim, dtype, machine) and spec.kv_splits == 0
-        and spec.residue == sympy.true and same_for_all_heads(spec) and batch_block(shape.batch) * power(shape.queries) <= MOST_BOUNDS
+        and spec.residue == sympy.true and same_for_all_heads(spec)
+        and batch_block(shape.batch) * power(shape.queries) <= MOST_BOUNDS
     )
 
 

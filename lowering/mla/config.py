@@ -88,9 +88,9 @@ def merging(splits: int, rows: int, rank: int) -> tuple[int, int, int]:
     return block_p, block_m, max(1, min(16, block_p * block_m * padded(rank) // (64 * 32)))
 
 
-def parts(shape: Shape, block_m: int, block_n: int, machine: Machine) -> int:
-    """The number of parts that the model finds fastest."""
-    most = max(1, min(MAX_PARTS, math.ceil(shape.keys / block_n)))
+def parts(shape: Shape, block_m: int, block_n: int, machine: Machine, most: int = MAX_PARTS) -> int:
+    """The number of parts, up to `most`, that the model finds fastest."""
+    most = max(1, min(most, math.ceil(shape.keys / block_n)))
     return min(range(1, most + 1), key=lambda n: (_time(shape, n, block_m, block_n, machine), n))
 
 

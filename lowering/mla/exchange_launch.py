@@ -16,7 +16,7 @@ from ..hopper.config import has_gluon
 from ..machine import Machine
 from ..prefill.config import room
 from ..tma import describe
-from .config import MAX_PARTS, Shape, parts
+from .config import Shape, parts
 
 FAMILIES = ("mla_exchange", "tokens_exchange")
 LEAST_TILES = 3
@@ -25,6 +25,12 @@ LINE_QUERIES = 16
 """Query positions up to which the hulls of a sequence's rows are so alike that one length stands for all."""
 MOST_LENGTHS = 1024
 """Sequences times query positions whose lengths a warp holds in registers."""
+PART_TILES = 4
+"""Least tiles of a part: two pairs."""
+AT_ONCE = 64
+"""Most parts: those that the merge reads at once."""
+FULL = 0.9
+"""Of the processors that whole items keep busy, from which nothing is cut."""
 ROWS = 64
 BLOCK_N = 64
 _RANKS = (128, 256, 512)
@@ -44,15 +50,24 @@ def serves(spec: AttentionSpec, shape: Shape, dtype: torch.dtype, machine: Machi
 def candidates(
     spec: AttentionSpec, family: str, rows: tuple[int, int, int], shape: Shape, machine: Machine
 ) -> tuple[Choice, ...]:
-    """What is taken without timing first; rows: B, H, T. A number of parts that was asked for is kept."""
+    """What is taken without timing first; rows: B, H, T. A number of parts that was asked for is kept.
+
+    Equal parts need no plan, and are faster by 5 to 10% of a step (BENCHMARKS.md), but as slow as the longest sequence. So
+    sequences share a line, unless there is one, or whole ones keep the machine busy.
+    """
     whole = Choice(family, ROWS, BLOCK_N, 4, 2)
     if spec.kv_splits:
         return (replace(whole, kv_splits=spec.kv_splits),)
-    counts = [parts(shape, ROWS, BLOCK_N, machine)]
-    counts += [max(1, counts[0] // 2), min(MAX_PARTS, 2 * counts[0])]
-    fixed = [replace(whole, kv_splits=count) for count in dict.fromkeys(counts)]
+    most = min(AT_ONCE, max(1, -(-shape.keys // (PART_TILES * BLOCK_N))))
+    count = parts(shape, ROWS, BLOCK_N, machine, most)
+    counts = dict.fromkeys((count, max(1, count // 2), min(most, 2 * count)))
+    equal = [replace(whole, kv_splits=count) for count in counts]
     shared = line(spec, family, *rows, shape.keys, machine)
-    return (*([shared] if shared else []), *fixed)
+    if shared is None:
+        return tuple(equal)
+    full = shape.items * lanes(whole, *rows[1:]) >= FULL * machine.processors
+    alone = shape.items == 1 and family == "mla_exchange"
+    return (*equal, shared) if full or alone else (shared, *equal)
 
 
 def box(choice: Choice, heads: int) -> int:
@@ -78,6 +93,11 @@ def tiles(choice: Choice, heads: int, rank: int) -> dict[str, tuple[int, ...]]:
     rows, half = (ROWS // box(choice, heads), box(choice, heads)), padded(rank) // 2
     found: dict[str, tuple[int, ...]] = {"q_latent": (*rows, half), "q_rope": (*rows, LARGEST_ROPE), "out": (*rows, half)}
     return found | ({"latent": (BLOCK_N, half), "rope": (BLOCK_N, LARGEST_ROPE)} if choice.family == "mla_exchange" else {})
+
+
+def part(rank: int) -> tuple[int, int]:
+    """The tile of the descriptor of parts [slots * 64, R], float32: what the queries' memory of a warpgroup holds."""
+    return ROWS, padded(rank) // 4
 
 
 def described(choice: Choice, given: dict[str, Tensor]) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """out = acc / l, or a part of it and its log2-sum-exp: what a warpgroup of the exchange kernels does with its sums
 
-Rounded, they go through the memory of the queries, which are not needed any more, to TMA: as they lie in registers, rows would
-be written 16 bytes at a time. Parts are float32, 32 bytes of a row at a time: whole sectors.
-Workspace: parts [slots * lanes, 64, R], each normalised; lse [slots * lanes, 64] in units of log2, -inf where a part saw no
-key.
+They go through the memory of the queries, which are not needed any more, to TMA: as they lie in registers, rows would be
+written 8 bytes a thread at a time. Parts are float32 and go in two halves, for which there is room one after the other.
+Workspace: parts [slots * lanes * 64, R], each normalised, a descriptor of boxes [64, HALF / 2]; lse [slots * lanes, 64] in
+units of log2, -inf where a part saw no key.
 """
 
 from triton.experimental import gluon
@@ -57,11 +57,14 @@ def finish(w: gl.constexpr, acc, m, l, place, message, queries, small, bars, tur
     if workspace is not None:  # noqa: SIM102 (one is of the compiler, one of the launch)
         if slot >= 0:
             lane, lanes = lane_of(sizes, BLOCK_H)
-            at = (slot * lanes + lane).to(gl.int64) * ROWS
-            _h, _i, m_row = rows_at(h0, i0, sizes, BLOCK_H, layout)
-            row = gl.arange(0, ROWS, gl.SliceLayout(1, layout))[:, None]
-            o_d = w * HALF + gl.arange(0, HALF, gl.SliceLayout(0, layout))[None, :]
-            gl.store(workspace + at * R + (row * R + o_d), acc, mask=m_row & (o_d < R))
+            at = (slot * lanes + lane) * ROWS
+            halves = acc.reshape([ROWS, 2, HALF // 2]).permute([0, 2, 1]).split()
+            room = queries[0].index(w).reshape([ROWS, HALF])._reinterpret(gl.float32, [ROWS, HALF // 2], workspace.layout)
+            for part in gl.static_range(2):
+                room.store(halves[part])
+                fence_async_shared()
+                tma.async_copy_shared_to_global(workspace, [at, w * HALF + part * (HALF // 2)], room)
+                tma.store_wait(0)
             if w == 0:
                 gl.store(lse + at + gl.arange(0, ROWS, m.type.layout), m + gl.log2(l))
     mbarrier.arrive(bars[2].index(FREE))

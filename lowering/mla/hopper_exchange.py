@@ -17,7 +17,7 @@ from triton.language.extra.cuda import gdc_launch_dependents
 
 from .exchange import even, odd
 from .line import note_cuts, plan_of, segment_of, slot_of
-from .memory import begin, common, pieces
+from .memory import ask, begin, common, pieces
 from .rows import PAGE, live_of, place_of
 
 
@@ -45,12 +45,16 @@ def copy_piece(piece: gl.constexpr, descs, at, rings, bars, slot, phase):
 @gluon.jit
 def load(descs, pages, pages_strides, queries, rings, bars, message, sizes, env, cuts, IN_PAGES: gl.constexpr,
          BLOCK_H: gl.constexpr, BLOCK_B: gl.constexpr, BLOCK_T: gl.constexpr):
-    """The warp that loads: tiles of latents, the last first, piece by piece; after the first two, the item's queries."""
+    """The warp that loads: tiles of latents, the last first, piece by piece; after the first two, the item's queries.
+
+    Those of the first item come before all else: no scores without them, and all blocks ask at once.
+    """
     N: gl.constexpr = rings[0].shape[2]
     gdc_launch_dependents()                                         # the merge may take its place on idle processors
     plan = plan_of(sizes, env, N, BLOCK_B, BLOCK_T, BLOCK_H)
     evens = plan[4] * 0
     odds = evens
+    ask((descs[2], descs[3]), queries, bars, place_of(plan[4], sizes, BLOCK_H))
     for item in range(plan[4], plan[5]):
         place = place_of(item, sizes, BLOCK_H)
         start, end, above, below = live_of(place, sizes, env, BLOCK_H)

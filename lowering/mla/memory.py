@@ -51,16 +51,23 @@ def common(kind: gl.constexpr, N: gl.constexpr, HALF: gl.constexpr, BLOCK_P: gl.
 
 
 @gluon.jit
-def begin(descs, queries, message, bars, turn, numbers):
-    """The warps that load: an item's numbers and queries, once nobody needs those of the item before."""
+def ask(descs, queries, bars, place):
+    """The warps that load: queries of the item at place = (b, h0, i0) are on their way."""
     d_latent, d_rope = descs
     HALF: gl.constexpr = queries[0].shape[4]
-    b, h0, i0 = numbers[0], numbers[1], numbers[2]
+    b, h0, i0 = place
     ready = bars[2].index(READY)
-    mbarrier.wait(bars[2].index(FREE), turn % 2 ^ 1)
-    tell(message, numbers)
-    mbarrier.arrive(ready)
     mbarrier.expect(ready, 2 * d_latent.block_type.nbytes + d_rope.block_type.nbytes)
     tma.async_copy_global_to_shared(d_latent, [b, i0, h0, 0], ready, queries[0].index(0))
     tma.async_copy_global_to_shared(d_rope, [b, i0, h0, 0], ready, queries[1])
     tma.async_copy_global_to_shared(d_latent, [b, i0, h0, HALF], ready, queries[0].index(1))
+
+
+@gluon.jit
+def begin(descs, queries, message, bars, turn, numbers):
+    """The warps that load: an item's numbers, once nobody needs those of the item before, and queries, but of the first."""
+    mbarrier.wait(bars[2].index(FREE), turn % 2 ^ 1)
+    tell(message, numbers)
+    mbarrier.arrive(bars[2].index(READY))
+    if turn > 0:
+        ask(descs, queries, bars, (numbers[0], numbers[1], numbers[2]))

@@ -14,7 +14,7 @@ from triton.language.extra.cuda import gdc_launch_dependents
 
 from ..mla.exchange import even, odd
 from ..mla.line import note_cuts, plan_of, segment_of, slot_of
-from ..mla.memory import begin, common, pieces
+from ..mla.memory import ask, begin, common, pieces
 from ..mla.rows import PAGE, flat, live_of, place_of, token_at
 
 
@@ -49,7 +49,7 @@ def copy_rows(buf, x, at, m_key, c0: gl.constexpr, D: gl.constexpr, layout: gl.c
 @gluon.jit
 def gather(source, keys, descs, queries, rings, bars, message, sizes, env, cuts, R: gl.constexpr, P: gl.constexpr,
            IN_PAGES: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_B: gl.constexpr):
-    """The warpgroup that loads: tiles of chosen latents, the last first, piece by piece; after the first two, the queries."""
+    """The warpgroup that loads: tiles of chosen latents, the last first, piece by piece; queries as in `mla/`."""
     N: gl.constexpr = rings[0].shape[2]
     HALF: gl.constexpr = rings[0].shape[3]
     wide: gl.constexpr = gl.BlockedLayout([1, 8], [256 // HALF, HALF // 8], [4, 1], [1, 0])
@@ -60,6 +60,7 @@ def gather(source, keys, descs, queries, rings, bars, message, sizes, env, cuts,
     plan = plan_of(sizes, env, N, BLOCK_B, 1, BLOCK_H)
     evens = plan[4] * 0
     odds = evens
+    ask(descs, queries, bars, place_of(plan[4], sizes, BLOCK_H))
     for item in range(plan[4], plan[5]):
         place = place_of(item, sizes, BLOCK_H)
         start, end, above, below = live_of(place, sizes, env, BLOCK_H)

@@ -31,6 +31,9 @@ class Tile(torch.Tensor):
     def type(self):
         return SimpleNamespace(layout=Anything())
 
+    def split(self):
+        return self.unbind(-1)
+
 
 class Anything:
     def __getattr__(self, name):
@@ -139,6 +142,8 @@ class Begun:
 
 class Descriptor:
     """A tensor in tiles of these sizes of its last dims; what lies outside reads as 0, and is not written."""
+
+    layout = Anything()
 
     def __init__(self, x, *tile):
         self.x, self.tile, self.dtype = x, [1] * (x.dim() - len(tile)) + list(tile), x.dtype

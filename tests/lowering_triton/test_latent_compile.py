@@ -77,11 +77,12 @@ def test_every_hull_compiles(name):
 
 
 def test_queries_and_results_travel_by_tma():
-    """Rounded results leave through shared memory; parts as they are, 8 bytes a thread and 32 of a row."""
+    """Rounded results leave through shared memory at once, parts in halves; by hand only a log2-sum-exp a row."""
     kernel = hopper()
     assert "st.global" not in kernel.ptx and kernel.ptx.count("cp.async.bulk.tensor.4d.global.shared") == 2
     assert kernel.ptx.count("cp.async.bulk.tensor.4d.shared") == 9
-    assert hopper(kv_splits=4).ptx.count("st.global.v2") == 128
+    parts = hopper(kv_splits=4).ptx
+    assert parts.count("cp.async.bulk.tensor.2d.global.shared") == 4 and parts.count("st.global") == 2
     assert "griddepcontrol.launch_dependents" in kernel.ptx
 
 
@@ -128,12 +129,42 @@ def test_what_the_hopper_kernel_leaves_to_the_plain_one():
     assert not serves(AttentionSpec.parse(CASES["padding"].spec), shape, torch.bfloat16, H100)
 
 
+@pytest.mark.parametrize("chosen, family", [(0, "mla"), (9, "tokens")])
+def test_a_long_rope_part_takes_the_plain_kernel(chosen, family):
+    """Its queries would not lie where weights will."""
+    case = Case("score: s", chosen=chosen, rank=512, width=128, batch=2, dtype=torch.bfloat16)
+    assert gpu_latent.choose(LIVE, operands(case)[0], H100).family == family
+
+
 def test_who_shares_a_line_of_tiles():
     """Sequences whose rows see nearly the same keys; a number of parts that was asked for is kept."""
     shape = Shape(4, 128, 8192, 512, 64, 2)
     assert candidates(LIVE, "mla_exchange", (4, 128, 1), shape, H100)[0].programs == 132
     assert not candidates(LIVE, "mla_exchange", (4, 128, 17), shape, H100)[0].programs
     of_heads = AttentionSpec.parse("score: s; lo: i - 9*h")
-    assert not candidates(of_heads, "mla_exchange", (4, 128, 1), shape, H100)[0].programs
+    assert not any(c.programs for c in candidates(of_heads, "mla_exchange", (4, 128, 1), shape, H100))
     asked = AttentionSpec.parse(f"{LIVE}; kv_splits: 5")
     assert [(c.programs, c.kv_splits) for c in candidates(asked, "mla_exchange", (4, 128, 1), shape, H100)] == [(0, 5)]
+
+
+MEASURED = {
+    (128, 1, 8192): {"parts": 21.5, "line": 23.9}, (128, 64, 4096): {"parts": 127.5, "line": 134.6},
+    (128, 128, 4096): {"parts": 248.9, "line": 252.7}, (128, 128, 8192): {"parts": 469.5, "line": 474.8},
+    (16, 1, 8192): {"parts": 18.9, "line": 20.8}, (16, 1, 32768): {"parts": 31.3, "line": 35.9},
+    (16, 128, 4096): {"parts": 209.5, "line": 215.6}, (16, 128, 8192): {"parts": 401.5, "line": 409.5},
+}
+"""us by (heads, B, keys): one sequence, or as many as processors or nearly; one H100, equal lengths (BENCHMARKS.md)."""
+
+
+@pytest.mark.parametrize("point", MEASURED, ids=str)
+def test_the_faster_form_is_taken_where_lengths_do_not_matter(point):
+    heads, batch, keys = point
+    first = candidates(LIVE, "mla_exchange", (batch, heads, 1), Shape(batch, heads, keys, 512, 64, 2), H100)[0]
+    assert ("line" if first.programs else "parts") == min(MEASURED[point], key=MEASURED[point].__getitem__)
+    assert first.kv_splits == 1 or batch == 1
+
+
+@pytest.mark.parametrize("heads, batch", [(128, 4), (128, 16), (16, 64)])
+def test_sequences_share_a_line_where_lengths_may_differ(heads, batch):
+    """Of 16, one of 8192 keys and 15 of 512: 46.6 us, in 4 parts 67.5."""
+    assert candidates(LIVE, "mla_exchange", (batch, heads, 1), Shape(batch, heads, 8192, 512, 64, 2), H100)[0].programs

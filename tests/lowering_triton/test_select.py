@@ -93,6 +93,12 @@ def test_what_has_no_kernel_says_why(changes, reason):
     assert found is reason and text
 
 
+@pytest.mark.parametrize("rank, rope, reason", [(512, 64, None), (1024, 64, Reason.HEAD_DIM), (512, 256, Reason.HEAD_DIM)])
+def test_latents_on_a_gpu(rank, rope, reason):
+    found = lowering.supports_latent(AttentionSpec.parse("score: s; hi: i"), rank, rope, torch.bfloat16, "cuda", False)
+    assert (found and found[0]) is reason
+
+
 def test_words_for_the_report():
     shape = ((1, 32, 8192, 128), (1, 8, 8192, 128), (1, 8, 8192, 128))
     assert lowering.choose(CAUSAL, *shape, torch.float32, torch.device("cpu")) == ("cpu", "hull")
