@@ -22,6 +22,7 @@ from .classed import list_of
 from .messages import ITEMS, leave_turn, receive, take_turn
 from .plan import place
 from .products import clean, flat, scores
+from .rescale import rescaled
 from .results import factor, store
 from .tiles import hull, slot
 from .weigh import look, pack, thread_sums, unpack, weigh
@@ -130,7 +131,7 @@ def multiply(wg: gl.constexpr, bufs, bars, items, lists, sizes, env, to, PING_PO
                 j0 = place(item, t, p_list, sizes, BLOCK_N)
                 m, l, packed, acc, shrink = step(wg, bufs, bars, n, use + t, j0, rows, m, l, packed, acc, env, False,
                                                  region == 0, PING_PONG, POLY, OVERLAP)
-                acc = acc * shrink[:, None]
+                acc = rescaled(acc, shrink)
                 if region == 0:
                     clean(bufs[2][0], bars[2], use + t, j0, item, sizes[2])
         mbarrier.arrive(bars[0][1].index(n % bars[0][1].shape[0]))

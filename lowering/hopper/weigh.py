@@ -9,6 +9,7 @@ from triton.experimental.gluon import language as gl
 
 from ..hooks import HAS_LO, HAS_RESIDUE, residue, score
 from .exponentials import power
+from .rescale import moved
 from .softmax import SCALE, exp2
 
 
@@ -121,7 +122,7 @@ def weigh(s, m, j0, lo, hi, marks, at, env, BLOCK_N: gl.constexpr, MASKED: gl.co
     highest = row_max(a)                                                                       # [M]
     if SCALE != 0.0:
         highest = highest * SCALE
-    m_new = gl.maximum(m, gl.convert_layout(highest, m.type.layout))
+    m_new = moved(m, gl.convert_layout(highest, m.type.layout))
     shift = gl.where(m_new == float("-inf"), 0.0, m_new)
     if SCALE != 0.0:
         a = a * SCALE

@@ -14,7 +14,15 @@ _NUMBER = re.compile(r"0f([0-9A-F]{8})|0x([0-9A-F]+)|(-?\d+)$")
 def ptx(text: str, inputs: list[torch.Tensor], outputs: int, dtype: Any) -> list[torch.Tensor]:
     """The instructions of an inline text over whole tensors; $0 .. are outputs, then inputs. A register is its bits."""
     registers = {f"${outputs + at}": x.as_subclass(torch.Tensor) for at, x in enumerate(inputs)}
+    beyond = ""
     for line in re.split(r"[;\n]", text.strip("{} \n")):
+        if beyond:
+            beyond = "" if line.strip() == f"{beyond}:" else beyond
+            continue
+        if line.startswith("@"):  # a branch that is taken if all take it; a lane that falls through does what it would have skipped
+            predicate, _bra, label = line[2:].split()
+            beyond = "" if registers[predicate].any() else label
+            continue
         name, *rest = line.split(maxsplit=1)[:2] if line.strip(" {}") else [""]
         if not rest or name.startswith("."):
             continue
@@ -51,6 +59,10 @@ def _packed(high: torch.Tensor, low: torch.Tensor, dtype: torch.dtype) -> torch.
 
 
 _INSTRUCTIONS = {
+    "mov.f32": lambda x: x,
+    "setp.neu.f32": lambda x, y: ~(floats(x) == floats(y)),
+    "setp.neu.or.f32": lambda x, y, p: ~(floats(x) == floats(y)) | p,
+    "vote.sync.any.pred": lambda p, members: p.any(),
     "ex2.approx.ftz.f32": lambda x: torch.where(torch.exp2(x) < 2.0**-126, 0.0, torch.exp2(x)),
     "max.NaN.f32": torch.maximum,
     "add.rn.f32": lambda x, y: floats(x) + floats(y),
