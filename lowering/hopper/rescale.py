@@ -42,4 +42,5 @@ def rescaled(acc, shrink):
     """acc [64, DV] times shrink [64]."""
     COUNT: gl.constexpr = acc.shape[1] // 2
     by = gl.convert_layout(gl.expand_dims(shrink, 1).broadcast_to(acc.shape), acc.type.layout)
-    return gl.inline_asm_elementwise(products(COUNT), constraints(COUNT), [acc, by], dtype=gl.float32, is_pure=False, pack=COUNT)
+    return gl.inline_asm_elementwise(
+        products(COUNT), constraints(COUNT), [acc, by], dtype=gl.float32, is_pure=False, pack=COUNT)

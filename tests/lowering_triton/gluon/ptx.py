@@ -19,7 +19,7 @@ def ptx(text: str, inputs: list[torch.Tensor], outputs: int, dtype: Any) -> list
         if beyond:
             beyond = "" if line.strip() == f"{beyond}:" else beyond
             continue
-        if line.startswith("@"):  # a branch that is taken if all take it; a lane that falls through does what it would have skipped
+        if line.startswith("@"):  # a branch, taken if all lanes take it; what one does that need not changes nothing
             predicate, _bra, label = line[2:].split()
             beyond = "" if registers[predicate].any() else label
             continue
