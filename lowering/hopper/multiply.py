@@ -29,7 +29,7 @@ from .weigh import look, pack, thread_sums, unpack, weigh
 
 @gluon.jit
 def step(wg: gl.constexpr, bufs, bars, n, use, j0, rows, m, l, packed, acc, env, FIRST: gl.constexpr, MASKED: gl.constexpr,
-         PING_PONG: gl.constexpr, POLY: gl.constexpr, OVERLAP: gl.constexpr):
+         PING_PONG: gl.constexpr, OVERLAP: gl.constexpr):
     """The weights of use `use` of the rings and the values of the one before, of another item if FIRST, of none if it is use 0.
 
     m [64], l [64, 4], packed weights [64, N / 2], acc [64, DV], and by what acc shrinks [64]; rows = (b, h, i), lo, hi.
@@ -55,16 +55,14 @@ def step(wg: gl.constexpr, bufs, bars, n, use, j0, rows, m, l, packed, acc, env,
     if PING_PONG:
         take_turn(wg)
     s_next = scores(bufs[0], bufs[1], q_at * WARPGROUPS + wg, k_at)                            # [64, N]
-    if PING_PONG == 2:
-        leave_turn(wg, WARPGROUPS)
     if not OVERLAP:
         mbarrier.wait(v_bars[0].index(v_at), v_phase, pred=some)
     o_next = warpgroup_mma(p, flat(bufs[2][0], v_at), acc, is_async=True)                      # [64, DV]
-    if PING_PONG == 1:
+    if PING_PONG:
         leave_turn(wg, WARPGROUPS)
     s = warpgroup_mma_wait(1, [s_next])
     mbarrier.arrive(k_bars[1].index(k_at))
-    weights, m, shrink = weigh(s, m, j0, lo, hi, marks, at, env, BLOCK_N, MASKED, POLY)
+    weights, m, shrink = weigh(s, m, j0, lo, hi, marks, at, env, BLOCK_N, MASKED)
     l = l * gl.convert_layout(shrink, gl.SliceLayout(1, l.type.layout))[:, None] + thread_sums(weights)
     if OVERLAP:
         mbarrier.wait(v_bars[0].index(k_at), k_phase)
@@ -92,8 +90,7 @@ def rows_of(item, wg: gl.constexpr, sizes, env, layout: gl.constexpr):
 
 
 @gluon.jit
-def multiply(wg: gl.constexpr, bufs, bars, items, lists, sizes, env, to, PING_PONG: gl.constexpr, POLY: gl.constexpr,
-             OVERLAP: gl.constexpr):
+def multiply(wg: gl.constexpr, bufs, bars, items, lists, sizes, env, to, PING_PONG: gl.constexpr, OVERLAP: gl.constexpr):
     """A consumer: rows 64 wg .. 64 wg + 63 of each item."""
     WARPGROUPS: gl.constexpr = to[1].shape[0]
     BLOCK_N: gl.constexpr = bufs[1][0].shape[3]
@@ -120,7 +117,7 @@ def multiply(wg: gl.constexpr, bufs, bars, items, lists, sizes, env, to, PING_PO
         m = gl.full([64], float("-inf"), gl.float32, gl.SliceLayout(1, s_layout))
         l = thread_sums(gl.zeros([64, BLOCK_N], gl.float32, s_layout))                         # [64, 4]
         m, l, packed, acc, _none = step(wg, bufs, bars, n, use, j0, rows, m, l, packed, acc, env, True, True,
-                                        PING_PONG, POLY, OVERLAP)
+                                        PING_PONG, OVERLAP)
         if use > 0:
             store(to, wg, done[0], done[1], done[2] + wg * 64, (acc * scale[:, None]).to(kind))
         clean(bufs[2][0], bars[2], use, j0, item, sizes[2])
@@ -129,7 +126,7 @@ def multiply(wg: gl.constexpr, bufs, bars, items, lists, sizes, env, to, PING_PO
             for t in range(1 if region == 0 else gl.maximum(edges, 1), edges if region == 0 else count):
                 j0 = place(item, t, p_list, sizes, BLOCK_N)
                 m, l, packed, acc, shrink = step(wg, bufs, bars, n, use + t, j0, rows, m, l, packed, acc, env, False,
-                                                 region == 0, PING_PONG, POLY, OVERLAP)
+                                                 region == 0, PING_PONG, OVERLAP)
                 acc = acc * shrink[:, None]
                 if region == 0:
                     clean(bufs[2][0], bars[2], use + t, j0, item, sizes[2])

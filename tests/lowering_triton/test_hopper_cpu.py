@@ -21,7 +21,7 @@ from .gluon.run import run as run_kernel
 
 H100 = MACHINES["sm_90"]
 SERVED = [name for name, case in CASES.items() if serves(AttentionSpec.parse(case.spec), 64, 64, torch.bfloat16, H100)]
-VARIANTS = [{"block_m": 128, "overlap": True}, {"block_m": 192, "poly": 4}, {"block_n": 64, "stages": 3, "ping_pong": 0}]
+VARIANTS = [{"block_m": 128, "overlap": True}, {"block_m": 192}, {"block_n": 64, "stages": 3, "ping_pong": False}]
 
 
 @pytest.fixture
