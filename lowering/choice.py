@@ -11,8 +11,8 @@ class Choice:
 
     Of decode: `programs` that share all live keys equally, 0 if each item is cut into kv_splits parts; what holds all sequences
     (block_b), all query positions (block_t) and the rows merged at once (block_r), powers of two. Of the Hopper kernel: whether
-    its warpgroups take turns (ping_pong), its blocks stay for several tiles (persistent), and the weights are computed before the
-    values of the last are awaited, which ptxas else turns round (overlap).
+    its warpgroups take turns (ping_pong), its blocks stay for several tiles (persistent), and the weights are computed before
+    the values of the last are awaited, which ptxas else turns round (overlap).
     """
 
     family: str
