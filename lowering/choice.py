@@ -11,9 +11,8 @@ class Choice:
 
     Of decode: `programs` that share all live keys equally, 0 if each item is cut into kv_splits parts; what holds all sequences
     (block_b), all query positions (block_t) and the rows merged at once (block_r), powers of two. Of the Hopper kernel: whether
-    its warpgroups take turns, and when they leave it (ping_pong: 0 never, 1 when the values are begun, 2 when the scores are),
-    its blocks stay for several tiles (persistent), how many exponentials are polynomials (one in `poly`, 0: none), and whether
-    the weights are computed before the values of the last are awaited, which ptxas else turns round (overlap).
+    its warpgroups take turns (ping_pong), its blocks stay for several tiles (persistent), and the weights are computed before
+    the values of the last are awaited, which ptxas else turns round (overlap).
     """
 
     family: str
@@ -26,9 +25,8 @@ class Choice:
     block_b: int = 1
     block_t: int = 1
     block_r: int = 4
-    ping_pong: int = 0
+    ping_pong: bool = False
     persistent: bool = False
-    poly: int = 0
     overlap: bool = False
 
     def __str__(self) -> str:

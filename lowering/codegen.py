@@ -39,7 +39,7 @@ _EXCHANGE = (
 _GLUON = {
     "hopper": (
         "hopper/tiles.py", "hopper/softmax.py", "hopper/messages.py", "hopper/classed.py", "hopper/plan.py",
-        "hopper/exponentials.py", "hopper/rescale.py", "hopper/weigh.py", "hopper/products.py", "hopper/results.py",
+        "hopper/rescale.py", "hopper/weigh.py", "hopper/products.py", "hopper/results.py", "hopper/step.py",
         "hopper/multiply.py", "hopper/kernel.py"),
     "decode_hopper": (
         "hopper/tiles.py", "hopper/softmax.py", "decode/weights.py", "decode/balance.py", "decode/parts.py",

@@ -66,13 +66,13 @@ def candidates(spec: AttentionSpec, head_dim: int, value_dim: int, machine: Mach
     return [choice for choice in all_ if _fits(spec, choice, head_dim, value_dim, machine)] or all_[-3:]
 
 
-def _forms(spec: AttentionSpec, block_m: int, head_dim: int, value_dim: int) -> tuple[tuple[int, bool], ...]:
+def _forms(spec: AttentionSpec, block_m: int, head_dim: int, value_dim: int) -> tuple[tuple[bool, bool], ...]:
     """ping_pong and overlap, the preferred first: overlap where two warpgroups meet few tiles at an edge (BENCHMARKS.md)."""
     if block_m > 2 * ROWS or spec.lo != 0 or spec.tile is not None:
-        return (1, False), (0, False), (1, True)
+        return (True, False), (False, False), (True, True)
     if padded(head_dim) == padded(value_dim) == 128:
-        return (0, True), (1, True), (1, False)
-    return (1, True), (0, True), (1, False)
+        return (False, True), (True, True), (True, False)
+    return (True, True), (False, True), (True, False)
 
 
 def _fits(spec: AttentionSpec, choice: Choice, head_dim: int, value_dim: int, machine: Machine) -> bool:

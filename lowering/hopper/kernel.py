@@ -89,7 +89,7 @@ def space(desc, STAGES: gl.constexpr):
 def hopper(q, q_rest, k, k_rest, v, out, counter, lists, H, T, S, tiles, section, work, room,
            operands, GROUP: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
            BLOCK_D: gl.constexpr, BLOCK_REST: gl.constexpr, STAGES: gl.constexpr, QUERIES: gl.constexpr,
-           PING_PONG: gl.constexpr, POLY: gl.constexpr, OVERLAP: gl.constexpr, REGISTERS: gl.constexpr, FEW: gl.constexpr):
+           PING_PONG: gl.constexpr, OVERLAP: gl.constexpr, REGISTERS: gl.constexpr, FEW: gl.constexpr):
     env = operands
     WARPGROUPS: gl.constexpr = BLOCK_M // 64
     descs = ((q,), (k,), (v,))
@@ -104,16 +104,16 @@ def hopper(q, q_rest, k, k_rest, v, out, counter, lists, H, T, S, tiles, section
     to = (out, space(out, WARPGROUPS))
     if WARPGROUPS == 2:
         gl.warp_specialize([
-            (multiply, (0, bufs, bars, items, lists, sizes, env, to, PING_PONG, POLY, OVERLAP)),
-            (multiply, (1, bufs, bars, items, lists, sizes, env, to, PING_PONG, POLY, OVERLAP)),
+            (multiply, (0, bufs, bars, items, lists, sizes, env, to, PING_PONG, OVERLAP)),
+            (multiply, (1, bufs, bars, items, lists, sizes, env, to, PING_PONG, OVERLAP)),
             (load, (descs, bufs, bars, items, lists, sizes, GROUP)),
             (plan, (items, counter, lists, sizes, env, BLOCK_M, BLOCK_N)),
         ], [4, 1, 1], [REGISTERS, FEW, FEW])
     else:
         gl.warp_specialize([
-            (multiply, (0, bufs, bars, items, lists, sizes, env, to, PING_PONG, POLY, OVERLAP)),
-            (multiply, (1, bufs, bars, items, lists, sizes, env, to, PING_PONG, POLY, OVERLAP)),
-            (multiply, (2, bufs, bars, items, lists, sizes, env, to, PING_PONG, POLY, OVERLAP)),
+            (multiply, (0, bufs, bars, items, lists, sizes, env, to, PING_PONG, OVERLAP)),
+            (multiply, (1, bufs, bars, items, lists, sizes, env, to, PING_PONG, OVERLAP)),
+            (multiply, (2, bufs, bars, items, lists, sizes, env, to, PING_PONG, OVERLAP)),
             (load, (descs, bufs, bars, items, lists, sizes, GROUP)),
             (plan, (items, counter, lists, sizes, env, BLOCK_M, BLOCK_N)),
         ], [4, 4, 1, 1], [REGISTERS, REGISTERS, FEW, FEW])

@@ -69,5 +69,5 @@ def constants(group: int, choice: Choice, head_dim: int, value_dim: int) -> dict
         "GROUP": group, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n, "BLOCK_D": wide,
         "BLOCK_REST": rest, "STAGES": choice.stages,
         "QUERIES": query_stages(choice, head_dim, value_dim, SHARED_MEMORY),
-        "PING_PONG": choice.ping_pong, "POLY": choice.poly, "OVERLAP": choice.overlap, "REGISTERS": most, "FEW": few,
+        "PING_PONG": choice.ping_pong, "OVERLAP": choice.overlap, "REGISTERS": most, "FEW": few,
     }

@@ -8,7 +8,6 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from ..hooks import HAS_LO, HAS_RESIDUE, residue, score
-from .exponentials import power
 from .rescale import moved
 from .softmax import SCALE, exp2
 
@@ -109,7 +108,7 @@ def mask(a, j0, lo, hi, marks, BLOCK_N: gl.constexpr):
 
 
 @gluon.jit
-def weigh(s, m, j0, lo, hi, marks, at, env, BLOCK_N: gl.constexpr, MASKED: gl.constexpr, POLY: gl.constexpr):
+def weigh(s, m, j0, lo, hi, marks, at, env, BLOCK_N: gl.constexpr, MASKED: gl.constexpr):
     """p [M, N], m [M], and by what the sums so far shrink [M]; s [M, N], lo and hi [M, 1], at = (b, h, i)."""
     b, h, i = at
     a = s
@@ -126,4 +125,4 @@ def weigh(s, m, j0, lo, hi, marks, at, env, BLOCK_N: gl.constexpr, MASKED: gl.co
     shift = gl.where(m_new == float("-inf"), 0.0, m_new)
     if SCALE != 0.0:
         a = a * SCALE
-    return power(a - shift[:, None], 0 if MASKED else POLY), m_new, exp2(m - shift)
+    return exp2(a - shift[:, None]), m_new, exp2(m - shift)

@@ -19,10 +19,10 @@ from .cases import LAYOUTS, Case, errors, operands
 H100 = MACHINES["sm_90"]
 SERVED = [name for name, case in CASES.items() if serves(AttentionSpec.parse(case.spec), 64, 64, torch.bfloat16, H100)]
 DIMS = [(64, 64), (96, 96), (128, 128), (192, 128), (256, 256), (72, 72), (16, 16)]
-ON_A_GPU = [("documents, bounded", {}), ("mask, summarised", {"overlap": True}), ("sinks", {"poly": 4})]
+ON_A_GPU = [("documents, bounded", {}), ("mask, summarised", {"overlap": True}), ("sinks", {})]
 DIMS_ON_A_GPU = [
-    ((96, 96), {"persistent": False}), ((128, 128), {"ping_pong": 2, "overlap": True}), ((192, 128), {}),
-    ((256, 256), {"ping_pong": 0, "overlap": True}),
+    ((96, 96), {"persistent": False}), ((128, 128), {"ping_pong": True, "overlap": True}), ((192, 128), {}),
+    ((256, 256), {"ping_pong": False, "overlap": True}),
 ]
 
 
