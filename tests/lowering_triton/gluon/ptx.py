@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import struct
 from typing import Any
 
 import torch
 
-_NUMBER = re.compile(r"0x([0-9A-F]+)|(-?\d+)$")
+_NUMBER = re.compile(r"0f([0-9A-F]{8})|0x([0-9A-F]+)|(-?\d+)$")
 
 
 def ptx(text: str, inputs: list[torch.Tensor], outputs: int, dtype: Any) -> list[torch.Tensor]:
@@ -34,7 +35,9 @@ def _value(text: str, registers: dict[str, torch.Tensor]) -> Any:
     found = _NUMBER.match(text)
     if not found:
         return registers[text]
-    number = int(found[1], 16) if found[1] else int(found[2])
+    if found[1]:
+        return torch.tensor(struct.unpack(">f", bytes.fromhex(found[1]))[0])
+    number = int(found[2], 16) if found[2] else int(found[3])
     return torch.tensor(number - (1 << 32) if number >= 1 << 31 else number, dtype=torch.int32)
 
 
@@ -61,6 +64,7 @@ _INSTRUCTIONS = {
     "setp.neu.or.f32": lambda x, y, p: ~(floats(x) == floats(y)) | p,
     "vote.sync.any.pred": lambda p, members: p.any(),
     "ex2.approx.ftz.f32": lambda x: torch.where(torch.exp2(x) < 2.0**-126, 0.0, torch.exp2(x)),
+    "mul.rn.f32": lambda x, y: floats(x) * floats(y),
     "mov.b32": lambda x: x,
     "shr.s32": lambda x, y: bits(x) >> y,
     "lop3.b32": _select,
