@@ -13,7 +13,7 @@ EARLY = gl.constexpr(True)
 
 @gluon.jit
 def met(t, count, seed):
-    """The t-th of `count` tiles: the first, then the others from a place that follows from `seed`, the same for all who share them."""
+    """The t-th of `count` tiles: the first, then the others from a place that follows from `seed`."""
     if STAGGER:
         others = count - 1
         at = t - 1 + ((seed * 2531 & 4095) * others >> 12)
@@ -24,7 +24,7 @@ def met(t, count, seed):
 
 @gluon.jit
 def asked_early(part, B, items, FEW, HAS_LO: gl.constexpr):
-    """Whether a program asks for the first tile of the item of its number before it has the lengths: right if the line is even."""
+    """Whether a program asks for the first tile of its item before it has the lengths: right if the line is even."""
     if EARLY and not HAS_LO:
         return (FEW == 1) & (part < B * items)
     else:
