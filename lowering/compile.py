@@ -63,7 +63,7 @@ def kernels_of_sites(sites: Iterable[Site], arch: str | None = None) -> list[Com
     """
     wanted = {}
     for site in sites:
-        if site.latent.startswith("absorbed"):
+        if site.latent.startswith(("absorbed", "either")):
             continue
         q, k, v = shapes_of(site.shape)
         wanted[site.spec, q[3], v[3], site.dtype, q[1:3] == (q[1], 1)] = (q, k[2])

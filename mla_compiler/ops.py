@@ -3,6 +3,7 @@
     sdpa       F.scaled_dot_product_attention, kept whole through AOTAutograd until it is understood
     attend     an attention whose meaning is `spec` (ir.AttentionSpec)
     attend_latent  the same, of heads that share one latent: k = [latent; rope], v = latent
+    attend_projected  the same from K = [W_uk c ; rope] and V = W_uv c: absorbed, or K and V made, as lengths come
     summarize  of a bool mask: per row the hull of visible keys, per tile whether none, some or all are visible
     bounds     of a table along its positions, say document numbers: the least and greatest value of each tile
 """
@@ -37,16 +38,26 @@ LIBRARY.define(
     "Tensor[] tables, SymInt[] sizes, float[] scalars, str spec) -> Tensor",
     tags=_FLEXIBLE,
 )
+LIBRARY.define(
+    "attend_projected(Tensor q, Tensor latent, Tensor rope, Tensor[] keys, Tensor[] values, int[] starts, int rope_start, "
+    "SymInt gain, Tensor[] tables, SymInt[] sizes, float[] scalars, str spec) -> Tensor",
+    tags=_FLEXIBLE,
+)
 LIBRARY.define("summarize(Tensor mask) -> (Tensor, Tensor)", tags=_FLEXIBLE)
 LIBRARY.define("bounds(Tensor table) -> Tensor", tags=_FLEXIBLE)
 
 
 def output_like(q: Tensor, v: Tensor, heads_first: bool) -> Tensor:
     """Empty out [B, H, T, Dv] in the memory order a spec asks for."""
+    return output_of(q, v.shape[-1], heads_first)
+
+
+def output_of(q: Tensor, width: int, heads_first: bool) -> Tensor:
+    """The same, `width` wide."""
     batch, heads, length, _ = q.shape
     if heads_first:
-        return q.new_empty(batch, heads, length, v.shape[-1])
-    return q.new_empty(batch, length, heads, v.shape[-1]).transpose(1, 2)
+        return q.new_empty(batch, heads, length, width)
+    return q.new_empty(batch, length, heads, width).transpose(1, 2)
 
 
 def sdpa_output_like(q: Tensor, k: Tensor, v: Tensor, enable_gqa: bool) -> Tensor:
@@ -86,6 +97,19 @@ def _attend_latent(
     tokens [B, T, K]: row (b, i) sees only keys tokens[b, i, :]. pages [B, S / 64] int32: key j is [pages[b, j // 64], j % 64].
     """
     return output_like(q_latent, latent, heads_first=False)
+
+
+@torch.library.register_fake("flashmla::attend_projected", lib=LIBRARY)
+def _attend_projected(
+    q: Tensor, latent: Tensor, rope: Tensor, keys: list[Tensor], values: list[Tensor], starts: list[int], rope_start: int,
+    gain: int, tables: list[Tensor], sizes: list[int], scalars: list[float], spec: str,
+) -> Tensor:
+    """q [B, H, T, D], latent [B, S, R], rope [B, S, P] -> [B, H, T, Dv].
+
+    Channels [start, start + size) of K are the latent times keys [H, size, R], those from rope_start on are rope; V is the
+    latent times values [H, size, R], one after the other. gain > 0: attention over the latent itself; else over K and V.
+    """
+    return output_of(q, sum(weight.shape[1] for weight in values), AttentionSpec.parse(spec).heads_first)
 
 
 @torch.library.register_fake("flashmla::summarize", lib=LIBRARY)
