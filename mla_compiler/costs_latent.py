@@ -82,7 +82,7 @@ def gain(a: LatentShape) -> sympy.Basic:
 
 
 def decide(a: LatentShape, least: Mapping[sympy.Basic, sympy.Basic], hints: Mapping[sympy.Basic, int]) -> Decision:
-    """By cost: proved for all sizes from `least` on, else left to run time, or with chosen tokens for the sizes at hand, `hints`."""
+    """By cost: proved for all sizes from `least` on, else left to run time, or of chosen tokens by the sizes at hand."""
     difference = gain(a)
     if difference.is_number:
         return _at_hand(difference, "")

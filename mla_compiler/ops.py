@@ -4,6 +4,7 @@
     attend     an attention whose meaning is `spec` (ir.AttentionSpec)
     attend_latent  the same, of heads that share one latent: k = [latent; rope], v = latent
     attend_projected  the same from K = [W_uk c ; rope] and V = W_uv c: absorbed, or K and V made, as lengths come
+    quantize_latent  a latent in 8 bits with its rope key: the packed form that attend_latent takes
     summarize  of a bool mask: per row the hull of visible keys, per tile whether none, some or all are visible
     bounds     of a table along its positions, say document numbers: the least and greatest value of each tile
 """
@@ -19,6 +20,8 @@ from torch import Tensor
 from .ir import TILE, AttentionSpec
 
 LIBRARY = torch.library.Library("flashmla", "DEF")
+GROUP = 128
+"""Channels of a packed latent that share a scale."""
 
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 # Attention reads any strides: Inductor must not copy a cache to please us.
@@ -34,10 +37,11 @@ LIBRARY.define(
     tags=_FLEXIBLE,
 )
 LIBRARY.define(
-    "attend_latent(Tensor q_latent, Tensor q_rope, Tensor latent, Tensor rope, Tensor? tokens, Tensor? pages, "
+    "attend_latent(Tensor q_latent, Tensor q_rope, Tensor latent, Tensor? rope, Tensor? tokens, Tensor? pages, "
     "Tensor[] tables, SymInt[] sizes, float[] scalars, str spec) -> Tensor",
     tags=_FLEXIBLE,
 )
+LIBRARY.define("quantize_latent(Tensor latent, Tensor rope) -> Tensor", tags=_FLEXIBLE)
 LIBRARY.define(
     "attend_projected(Tensor q, Tensor latent, Tensor rope, Tensor[] keys, Tensor[] values, int[] starts, int rope_start, "
     "SymInt gain, Tensor[] tables, SymInt[] sizes, float[] scalars, str spec) -> Tensor",
@@ -58,6 +62,11 @@ def output_of(q: Tensor, width: int, heads_first: bool) -> Tensor:
     if heads_first:
         return q.new_empty(batch, heads, length, width)
     return q.new_empty(batch, length, heads, width).transpose(1, 2)
+
+
+def packed_width(rank: int, width: int) -> int:
+    """Bytes of a packed token: a byte a channel, four a scale, two a rope channel."""
+    return rank + 4 * (rank // GROUP) + 2 * width
 
 
 def sdpa_output_like(q: Tensor, k: Tensor, v: Tensor, enable_gqa: bool) -> Tensor:
@@ -88,15 +97,22 @@ def _attend(
 
 @torch.library.register_fake("flashmla::attend_latent", lib=LIBRARY)
 def _attend_latent(
-    q_latent: Tensor, q_rope: Tensor, latent: Tensor, rope: Tensor, tokens: Tensor | None, pages: Tensor | None,
+    q_latent: Tensor, q_rope: Tensor, latent: Tensor, rope: Tensor | None, tokens: Tensor | None, pages: Tensor | None,
     tables: list[Tensor], sizes: list[int], scalars: list[float], spec: str,
 ) -> Tensor:
     """q_latent [B, H, T, R], q_rope [B, H, T, P], latent [B, S, R], rope [B, S, P] -> [B, H, T, R].
 
     a[b,h,i,j] = score(q_latent[b,h,i] . latent[b,j] + q_rope[b,h,i] . rope[b,j]); out[b,h,i] = sum_j softmax(a)_j latent[b,j].
     tokens [B, T, K]: row (b, i) sees only keys tokens[b, i, :]. pages [B, S / 64] int32: key j is [pages[b, j // 64], j % 64].
+    latent uint8 [B, S, R + R/32 + 2 P], or [PAGES, 64, .]: packed by quantize_latent, rope in it; rope is None.
     """
-    return output_like(q_latent, latent, heads_first=False)
+    return output_like(q_latent, q_latent, heads_first=False)
+
+
+@torch.library.register_fake("flashmla::quantize_latent", lib=LIBRARY)
+def _quantize_latent(latent: Tensor, rope: Tensor) -> Tensor:
+    """latent [..., R], rope [..., P] in 16 bits -> uint8 [..., R + R/32 + 2 P]; the layout stands in lowering/fp8.py."""
+    return latent.new_empty([*latent.shape[:-1], packed_width(latent.shape[-1], rope.shape[-1])], dtype=torch.uint8)
 
 
 @torch.library.register_fake("flashmla::attend_projected", lib=LIBRARY)
