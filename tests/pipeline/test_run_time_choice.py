@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mla_compiler import lowering
+from mla_compiler.ir import Reason
 from mla_compiler.lowering import projected
 from tests.harness import assert_within_twice, compiled, watching
 from tests.passes.latent_programs import Sizes, inputs
@@ -107,3 +109,11 @@ def test_a_form_that_is_asked_for_is_no_choice(absorb: str, form: str, forms) ->
     with watching() as seen:
         compiled(attention, **{"flashmla.absorb": absorb})(*any_length(operands(3, 40)))
     assert [site.latent.partition(",")[0] for site in seen.sites] == [form] and not forms
+
+
+def test_what_has_no_expanded_kernel_is_absorbed(monkeypatch, forms) -> None:
+    with watching() as seen:
+        monkeypatch.setattr(lowering, "supports", lambda *given: (Reason.HEAD_DIM, "16"))
+        compiled(attention)(*any_length(operands(30, 40)))
+    (site,) = seen.sites
+    assert site.latent.startswith(f"absorbed, expanded {Reason.HEAD_DIM.value}; found 16") and not forms
