@@ -85,25 +85,42 @@ def choose(spec: AttentionSpec, given: Latents, machine: Machine) -> Choice:
 
 def candidates(spec: AttentionSpec, given: Latents, machine: Machine) -> tuple[Choice, ...]:
     """Every configuration worth timing, the one that is taken without timing first."""
-    shape = shape_of(given)
-    family = "mla" if given.tokens is None else "tokens"
+    q, packed = given.q_latent, given.rope is None
+    served = not gpu.interpreted() and given.rope is not None
+    by_tma = served and tma.describable(q, given.q_rope, given.latent, given.rope)
+    tokens = None if given.tokens is None else given.tokens.shape[2]
+    sizes = (given.keys, given.q_rope.shape[3])
+    return configurations(spec, tuple(q.shape), *sizes, tokens, q.dtype, machine, packed=packed, by_tma=by_tma)
+
+
+def configurations(
+    spec: AttentionSpec, q_latent: tuple[int, ...], keys: int, rope: int, tokens: int | None, dtype: torch.dtype,
+    machine: Machine, *, packed: bool = False, by_tma: bool = True
+) -> tuple[Choice, ...]:
+    """For q_latent [B, H, T, R] and `keys` keys with `rope` channels, `tokens` of them a query, all of them where TMA can
+    address them (by_tma). Sizes alone: what is being compiled has no addresses."""
+    shape = shape_for(q_latent, keys, rope, tokens, dtype.itemsize, packed)
+    family = "mla" if tokens is None else "tokens"
     plain = tiles(family, shape, spec.kv_splits, machine)
-    if gpu.interpreted() or given.rope is None or not exchange.serves(spec, shape, given.latent.dtype, machine):
+    if not by_tma or not exchange.serves(spec, shape, dtype, machine):
         return plain
-    if not tma.describable(given.q_latent, given.q_rope, given.latent, given.rope):
-        return plain
-    batch, heads, queries, _ = given.q_latent.shape
-    fast = exchange.candidates(spec, f"{family}_exchange", (batch, heads, queries), shape, machine)
-    return (*fast, plain[0])
+    batch, heads, queries, _ = q_latent
+    return (*exchange.candidates(spec, f"{family}_exchange", (batch, heads, queries), shape, machine), plain[0])
+
+
+def shape_for(q_latent: tuple[int, ...], keys: int, rope: int, tokens: int | None, itemsize: int, packed: bool) -> Shape:
+    """What decides the configuration."""
+    batch, heads, queries, rank = q_latent
+    if tokens is None:
+        return Shape(batch, heads * queries, keys, rank, rope, itemsize, packed)
+    return Shape(batch * queries, heads, tokens, rank, rope, itemsize, packed)
 
 
 def shape_of(given: Latents) -> Shape:
-    """What decides the configuration."""
-    batch, heads, queries, rank = given.q_latent.shape
-    facts = given.q_rope.shape[3], given.q_latent.itemsize, given.rope is None
-    if given.tokens is None:
-        return Shape(batch, heads * queries, given.keys, rank, *facts)
-    return Shape(batch * queries, heads, given.tokens.shape[2], rank, *facts)
+    """Of these operands."""
+    tokens = None if given.tokens is None else given.tokens.shape[2]
+    facts = given.q_latent.itemsize, given.rope is None
+    return shape_for(tuple(given.q_latent.shape), given.keys, given.q_rope.shape[3], tokens, *facts)
 
 
 def launch(spec: AttentionSpec, choice: Choice, given: Latents, operands: list[Any], out: Tensor) -> None:

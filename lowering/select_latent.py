@@ -28,12 +28,8 @@ def choose_latent(
     """Kernel family and configuration for q_latent [B, H, T, R], rope [B, S, P] and `tokens` keys a query, in words."""
     if device.type != "cuda":
         return "cpu", "latent" if tokens is None else "latent, tokens gathered"
-    from . import gpu_latent
+    from .gpu_latent import configurations
     from .machine import machine_of
 
-    (batch, _, queries, _), (_, keys, width) = q_latent, rope
-    shapes = [q_latent, (*q_latent[:3], width), (batch, keys, q_latent[3]), rope]
-    given = [torch.empty(shape, dtype=dtype, device="meta") for shape in shapes]
-    chosen = None if tokens is None else torch.empty(batch, queries, tokens, dtype=torch.int64, device="meta")
-    choice = gpu_latent.choose(spec, gpu_latent.Latents(given[0], given[1], given[2], given[3], chosen), machine_of(device))
+    choice = configurations(spec, q_latent, rope[1], rope[2], tokens, dtype, machine_of(device))[0]
     return choice.family, str(choice).removeprefix(f"{choice.family} ")

@@ -16,11 +16,10 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
-from ..hooks import HAS_LO
 from ..hopper.tiles import slot
 from .balance import divide, keys_of, keys_of_part, row_tiles
 from .consumer import consume
-from .order import asked_early, met
+from .early import asked_early
 
 
 @gluon.jit
@@ -60,7 +59,7 @@ def load(k, v, rings, bars, sizes, env, GROUP: gl.constexpr, STAGES: gl.constexp
     tiles = row_tiles(T, GROUP, BLOCK_M, BLOCK_T)
     items = tiles * (H // GROUP)
     part = gl.program_id(0)
-    early = asked_early(part, B, items, FEW, HAS_LO)
+    early = asked_early(part, B, items, FEW)
     if early:
         b = part // items
         load_tile(k, rings[0], bars[0], 0, b, (part - b * items) // tiles, 0, STAGES)
@@ -76,9 +75,8 @@ def load(k, v, rings, bars, sizes, env, GROUP: gl.constexpr, STAGES: gl.constexp
         head = (item - b * items) // tiles
         first = start + before * BLOCK_N
         for t in range(known, count):
-            row = first + met(t, count, item // tiles + before) * BLOCK_N
-            load_tile(k, rings[0], bars[0], use + t, b, head, row, STAGES)
-            load_tile(v, rings[1], bars[1], use + t, b, head, row, STAGES)
+            load_tile(k, rings[0], bars[0], use + t, b, head, first + t * BLOCK_N, STAGES)
+            load_tile(v, rings[1], bars[1], use + t, b, head, first + t * BLOCK_N, STAGES)
         known = 0
         use += count
         left -= count

@@ -5,15 +5,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mla_compiler.ir import AttentionSpec
-from mla_compiler.lowering import gpu_latent
+from mla_compiler.lowering import gpu_latent, machine
 from mla_compiler.lowering.choice import Choice
 from mla_compiler.lowering.compile import build, compile_latent
 from mla_compiler.lowering.machine import MACHINES
 from mla_compiler.lowering.mla.config import Shape, configure
 from mla_compiler.lowering.mla.exchange_launch import candidates, line, serves
 from mla_compiler.lowering.mla.merge import merge
+from mla_compiler.lowering.select_latent import choose_latent
 
 from .latents import Case, operands
 from .test_compile import PRODUCT
@@ -118,6 +120,15 @@ def test_other_dims(dims):
 def test_what_tma_cannot_address_takes_the_plain_kernel(layout, chosen, family):
     case = Case("score: s", layout=layout, chosen=chosen, rank=512, width=64, batch=2, dtype=torch.bfloat16)
     assert gpu_latent.choose(LIVE, operands(case)[0], H100).family == family
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("tokens, family", [(None, "mla_exchange"), (2048, "tokens_exchange")])
+def test_while_a_graph_is_compiled_tensors_have_no_addresses(tokens, family, monkeypatch):
+    monkeypatch.setattr(machine, "machine_of", lambda _: H100)
+    with FakeTensorMode():
+        found = choose_latent(LIVE, (4, 128, 1, 512), (4, 8192, 64), tokens, torch.bfloat16, torch.device("cuda"))
+    assert found[0] == family and found[1]
 
 
 def test_what_the_hopper_kernel_leaves_to_the_plain_one():
