@@ -4,6 +4,7 @@
     supports(spec, ...)   why there is no kernel, or None
     choose(spec, ...)     which kernel, in words
     supports_latent, choose_latent   the same of flashmla::attend_latent
+    supports_paged                   the same of flashmla::attend_paged
 """
 
 if __name__ == "lowering":
@@ -13,11 +14,12 @@ import torch
 
 from ..ir import AttentionSpec, Reason
 from ..ops import LIBRARY
-from . import cpu, cpu_latent
+from ..pool.ops import LIBRARY as POOL_LIBRARY
+from . import cpu, cpu_latent, cpu_paged
 from .bounds import bounds
 from .select_latent import choose_latent, supports_latent
 
-__all__ = ["choose", "choose_latent", "register", "supports", "supports_latent"]
+__all__ = ["choose", "choose_latent", "register", "supports", "supports_latent", "supports_paged"]
 
 _registered: list[str] = []
 
@@ -33,6 +35,7 @@ def register() -> None:
     LIBRARY.impl("sdpa", cpu.sdpa, "CUDA")
     LIBRARY.impl("attend", _gpu_attend, "CUDA")
     LIBRARY.impl("attend_latent", cpu_latent.attend_latent, "CPU")
+    POOL_LIBRARY.impl("attend_paged", cpu_paged.attend_paged, "CPU")
     LIBRARY.impl("attend_latent", _gpu_attend_latent, "CUDA")
     LIBRARY.impl("summarize", _gpu_summarize, "CUDA")
     _registered.extend(("CPU", "CUDA"))
@@ -45,6 +48,13 @@ def supports(
     from .select import supports as ask
 
     return ask(spec, head_dim, value_dim, dtype, device_type)
+
+
+def supports_paged(
+    spec: AttentionSpec, head_dim: int, value_dim: int, dtype: torch.dtype, device_type: str, format: str, page: int
+) -> tuple[Reason, str] | None:
+    """The same for keys and values that lie in pages of `page` tokens, in `format`."""
+    return supports(spec, head_dim, value_dim, dtype, device_type) if device_type == "cpu" else (Reason.PAGES, device_type)
 
 
 def choose(

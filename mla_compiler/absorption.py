@@ -102,7 +102,8 @@ def emit_absorbed(site: Progress, run: Run, given: emit.Arguments, builder: Buil
     assert latent is not None and isinstance(latent.parts, Latents) and site.grids is not None
     expanded = _expanded(site, builder) if run.options.certificate else None
     tokens = select_tokens.rewrite(found, latent.selection, builder) if latent.selection else None
-    done = emit_latent.rewrite(found, latent.parts, site.grids[0], tokens, given, builder, run.evaluator)
+    paged = site.pages.paged if site.pages is not None else None
+    done = emit_latent.rewrite(found, latent.parts, site.grids[0], tokens, given, builder, run.evaluator, paged)
     site.attend = done.attend
     if expanded is not None:
         latent.certificate = certify.probe(*expanded, done)

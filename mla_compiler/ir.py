@@ -40,6 +40,7 @@ class Reason(enum.Enum):
     BIAS = "the projection of the latent adds a bias"
     WEIGHT = "the projection of the latent is no product with a plain weight matrix"
     ROPE = "no part of the key is the same for all heads"
+    PAGES = "pages have no kernel"
     FLEX = "flex_attention is already a kernel"
     DISABLED = "disabled by an option"
 
@@ -137,6 +138,7 @@ class AttentionSpec:
 class Site:
     """One attention in one compiled graph, and what became of it. Bytes and FLOPs are estimates from shapes alone.
 
+    pages        of keys and values found through a block table: `pages of 64`, or `gathered: ...`, and why
     latent       of multi-head latent attention: `absorbed, ...` or `expanded, ...`, and why
     certificate  greatest difference of the two forms on random numbers, relative to the greatest output; -1: not asked
     """
@@ -161,5 +163,6 @@ class Site:
     flops_after: int = 0
     bytes_before: int = 0
     bytes_after: int = 0
+    pages: str = ""
     latent: str = ""
     certificate: float = -1.0

@@ -7,6 +7,7 @@
     pool_view      the tokens of each row in order, [B, H, N * PAGE, D]; `page_cache` reads it as the gather that it is
     pool_copy      pages[targets] = pages[sources]
     pool_quantize  values and scales of a format (`formats`)
+    attend_paged   flashmla::attend, its k and v in pages
     pool_room      the owner of `tables` makes room for more tokens and enters the new pages: host work, in no CUDA graph
     pool_advance   lengths += tokens
 
@@ -23,6 +24,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..ir import AttentionSpec
+from ..ops import output_like
 from . import formats
 
 LIBRARY = torch.library.Library("flashmla", "FRAGMENT")
@@ -31,6 +34,11 @@ _TAGS = (torch.Tag.pt2_compliant_tag,)
 LIBRARY.define("pool_append(Tensor(a!) pages, Tensor table, Tensor lengths, Tensor x) -> ()", tags=_TAGS)
 LIBRARY.define(
     "pool_view(Tensor pages, Tensor? scales, Tensor table, Tensor lengths, str format, ScalarType dtype) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout),
+)
+LIBRARY.define(
+    "attend_paged(Tensor q, Tensor k, Tensor v, Tensor? k_scales, Tensor? v_scales, Tensor pages, str format, "
+    "Tensor[] tables, SymInt[] sizes, float[] scalars, str spec) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout),
 )
 LIBRARY.define("pool_copy(Tensor(a!) pages, Tensor sources, Tensor targets) -> ()", tags=_TAGS)
@@ -92,6 +100,19 @@ def _view_fake(
     _, heads, size, stored = pages.shape
     dim = stored * formats.FORMATS[format].packed
     return pages.new_empty((table.shape[0], heads, table.shape[1] * size, dim), dtype=dtype)
+
+
+@torch.library.register_fake("flashmla::attend_paged", lib=LIBRARY)
+def _attend_paged_fake(
+    q: Tensor, k: Tensor, v: Tensor, k_scales: Tensor | None, v_scales: Tensor | None, pages: Tensor, format: str,
+    tables: list[Tensor], sizes: list[int], scalars: list[float], spec: str,
+) -> Tensor:
+    """q [B, H, T, D], pages [B, N]: key j of row b is k[pages[b, j // PAGE], :, j % PAGE] -> [B, H, T, Dv].
+
+    A negative page counts from the last, as in k[pages]. Where every query of a row is shown nothing, nothing is read.
+    """
+    value = v.new_empty((1, 1, 1, v.shape[3] * formats.FORMATS[format].packed), dtype=q.dtype)
+    return output_like(q, value, AttentionSpec.parse(spec).heads_first)
 
 
 @torch.library.register_fake("flashmla::pool_room", lib=LIBRARY)

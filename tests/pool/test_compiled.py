@@ -17,9 +17,9 @@ from .test_cache import MODELS, WAYS, generated, prompt
 HEADS = {"llama": (2, 8, 8), "gemma": (2, 8, 8), "latent": (1, 16, 4)}
 
 
-def pool_for(name, model, tokens=4096, **options):
-    """Of one layer a page, so that it serves layers of every window."""
-    return KVPool(1, *HEADS[name], tokens=tokens, page=4, **options)
+def pool_for(name, tokens=4096, **options):
+    """Of one layer a page, so that it serves layers of every window. Latents are read in pages of 64 only."""
+    return KVPool(1, *HEADS[name], tokens=tokens, page=64 if name == "latent" else 4, **options)
 
 
 def opened(model, pool, rows=2, **options):
@@ -39,13 +39,15 @@ def test_two_graphs_serve_all_lengths_and_caches(name):
     """The prompt's and the step's; one page after the other, and in the second round another cache over the same pool."""
     model, inputs = MODELS[name](), prompt(MODELS[name]())
     expected = generated(model, hf.DynamicCache(config=model.config), inputs, do_sample=False)
-    pool = pool_for(name, model)
+    pool = pool_for(name)
     compile_forward(model)
     with watching() as seen:
         for _ in range(2):
             assert torch.equal(generated(model, opened(model, pool), inputs, do_sample=False), expected)
             assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
     assert [len(graph) for graph in seen.graphs] == [model.config.num_hidden_layers] * 2
+    assert {site.pages for site in seen.graphs[0]} == {""}
+    assert {site.pages for site in seen.graphs[1]} == {f"pages of {pool.geometry.page}"}
     gc.collect()  # what was traced stands in cycles of Dynamo's
     assert pool.stats().held == 0
 
@@ -56,7 +58,7 @@ def test_other_backends(backend):
     expected = generated(model, hf.DynamicCache(config=model.config), inputs, do_sample=False)
     compile_forward(model, backend)
     with watching():
-        assert torch.equal(generated(model, opened(model, pool_for("gemma", model)), inputs, do_sample=False), expected)
+        assert torch.equal(generated(model, opened(model, pool_for("gemma")), inputs, do_sample=False), expected)
         assert counters["stats"]["unique_graphs"] == 2
 
 
@@ -70,10 +72,11 @@ def test_generate_compiles_its_steps(name, way, padded):
     config = CompileConfig(backend="flashmla", fullgraph=True, mode=None, options=FAST)
     config._compile_all_devices = True
     with watching() as seen:
-        cache = PooledCache(model.config, pool=pool_for(name, model), longest=64)
+        cache = PooledCache(model.config, pool=pool_for(name), longest=64)
         assert torch.equal(generated(model, cache, inputs, compile_config=config, **WAYS[way]), expected)
         assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
     seen.assert_each_graph(model.config.num_hidden_layers, {})
+    assert {site.pages for site in seen.sites} == {"pages of 4"}
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
@@ -85,7 +88,7 @@ def test_beams(name, way, padded):
     expected = generated(model, hf.DynamicCache(config=model.config), inputs, **WAYS[way])
     compile_forward(model)
     with watching():
-        cache = opened(model, pool_for(name, model), rows=2 * WAYS[way]["num_beams"])
+        cache = opened(model, pool_for(name), rows=2 * WAYS[way]["num_beams"])
         assert torch.equal(generated(model, cache, inputs, **WAYS[way]), expected)
         assert counters["stats"]["unique_graphs"] == 2
 
@@ -108,7 +111,7 @@ def test_assisted_generation():
     expected = generated(model, hf.DynamicCache(config=model.config), inputs, **way)
     compile_forward(model)
     with watching():
-        found = generated(model, opened(model, pool_for("gemma", model), rows=1), inputs, **way)
+        found = generated(model, opened(model, pool_for("gemma"), rows=1), inputs, **way)
     assert torch.equal(found, expected)
 
 
@@ -121,7 +124,7 @@ def test_eager_and_compiled_steps_take_turns():
     expected = model(ids).logits
     eager, compiled = model.forward, torch.compile(model.forward, backend="flashmla", fullgraph=True, options=FAST)
     with watching():
-        cache = opened(model, pool_for("gemma", model))
+        cache = opened(model, pool_for("gemma"))
         found = []
         for at in range(0, 24, 3):
             model.forward = compiled if at % 2 else eager
@@ -132,7 +135,7 @@ def test_eager_and_compiled_steps_take_turns():
 def test_forks_write_into_pages_of_their_own():
     model, ids = MODELS["llama"](), prompt(MODELS["llama"](), tokens=12)["input_ids"]
     with watching():
-        cache = opened(model, pool_for("llama", model))
+        cache = opened(model, pool_for("llama"))
         model(ids[:, :6], past_key_values=cache)
         compile_forward(model)
         other = copy.deepcopy(cache)
@@ -145,7 +148,7 @@ def test_forks_write_into_pages_of_their_own():
 def test_a_step_that_finds_no_room_has_not_run():
     """What lay behind the windows is gone, and nothing else; after some pages are released the same graph runs the step."""
     model, ids = MODELS["gemma"](), prompt(MODELS["gemma"](), tokens=24)["input_ids"]
-    pool = pool_for("gemma", model, tokens=4 * 5 * 2 * 4)
+    pool = pool_for("gemma", tokens=4 * 5 * 2 * 4)
     compile_forward(model)
     with watching():
         cache = opened(model, pool)
