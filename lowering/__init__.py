@@ -36,6 +36,7 @@ def register() -> None:
     LIBRARY.impl("attend", _gpu_attend, "CUDA")
     LIBRARY.impl("attend_latent", cpu_latent.attend_latent, "CPU")
     POOL_LIBRARY.impl("attend_paged", cpu_paged.attend_paged, "CPU")
+    POOL_LIBRARY.impl("attend_paged", _gpu_attend_paged, "CUDA")
     LIBRARY.impl("attend_latent", _gpu_attend_latent, "CUDA")
     LIBRARY.impl("summarize", _gpu_summarize, "CUDA")
     _registered.extend(("CPU", "CUDA"))
@@ -53,8 +54,8 @@ def supports(
 def supports_paged(
     spec: AttentionSpec, head_dim: int, value_dim: int, dtype: torch.dtype, device_type: str, format: str, page: int
 ) -> tuple[Reason, str] | None:
-    """The same for keys and values that lie in pages of `page` tokens, in `format`."""
-    return supports(spec, head_dim, value_dim, dtype, device_type) if device_type == "cpu" else (Reason.PAGES, device_type)
+    """The same for keys and values that lie in pages of `page` tokens, in `format`: every kernel that reads a row reads a page."""
+    return supports(spec, head_dim, value_dim, dtype, device_type)
 
 
 def choose(
@@ -75,6 +76,12 @@ def _gpu_attend(*args):
     from .gpu import attend
 
     return attend(*args)
+
+
+def _gpu_attend_paged(*args):
+    from .gpu import attend_paged
+
+    return attend_paged(*args)
 
 
 def _gpu_attend_latent(*args):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import OperandError
-from ..pool.formats import FORMATS, SCALE
+from ..pool.formats import FORMATS, scale_dtype
 from .checks import DTYPES, check_spec_operands, group_of
 
 _INTEGERS = (torch.int32, torch.int64)
@@ -59,6 +59,7 @@ def _check_scales(name: str, scales: Tensor | None, x: Tensor, format: str) -> N
     if scales is None:
         return
     dim = x.shape[3] * kind.packed
-    if scales.dtype != SCALE or scales.shape[:-1] != x.shape[:-1] or dim % scales.shape[-1]:
-        wanted = f"{SCALE} [{', '.join(map(str, x.shape[:-1]))}, a part of {dim}]"
+    kept = scale_dtype(scales.shape[-1])
+    if scales.dtype != kept or scales.shape[:-1] != x.shape[:-1] or dim % scales.shape[-1]:
+        wanted = f"{kept} [{', '.join(map(str, x.shape[:-1]))}, a part of {dim}]"
         raise OperandError(f"attend_paged: {name} is {wanted}; found {scales.dtype} {list(scales.shape)}")

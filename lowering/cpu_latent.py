@@ -53,7 +53,7 @@ def attend_latent(
 
 def _gathered(x: Tensor, pages: Tensor, hull: tuple[Tensor, Tensor]) -> Tensor:
     """[PAGES, 64, n] as [B, S, n], as far as some query sees."""
-    held = InPages(x[:, None], None, pages, hull, "plain", x.dtype)
+    held = InPages(x[:, None], None, pages, "plain", hull, x.dtype)
     seen = min(max(float(hull[1].max()) if hull[1].numel() else 0.0, 0.0), held.shape[2])
     return held.narrow(2, 0, int(seen))[:, 0]
 

@@ -16,28 +16,20 @@ from ..pool import formats
 from . import cpu
 from .checks_paged import check_paged_operands
 from .cpu_plan import plan_of
+from .held import Held
 from .torch_index import box
 
 
 @dataclass(frozen=True)
-class InPages:
-    """What a gathered tensor [B, H, N * PAGE, D] would be, as far as `cpu` asks: its shape, and its rows from a to b.
+class InPages(Held):
+    """A gathered tensor [B, H, N * PAGE, D], as far as `cpu` asks of one: its shape, and its rows from a to b.
 
     `hull`: the first key that some query of each row of the batch sees, and one past the last, [B or 1] each. Rows of a batch
     are read over what all of them together see: where one sees nothing its pages hold anything, or are not there.
     """
 
-    store: Tensor
-    scales: Tensor | None
-    pages: Tensor
     hull: tuple[Tensor, Tensor]
-    format: str
     dtype: torch.dtype
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        _, heads, page, stored = self.store.shape
-        return self.pages.shape[0], heads, self.pages.shape[1] * page, stored * formats.FORMATS[self.format].packed
 
     def narrow(self, dim: int, start: int, length: int) -> Tensor:
         """Rows [start, start + length), copied: [B, H, length, D]; 0 outside of the hull."""
@@ -67,7 +59,7 @@ def attend_paged(
     check_paged_operands(q, k, v, k_scales, v_scales, pages, format, tables, sizes, scalars, spec)
     hull = hull_of_batch(q, (tables, sizes, scalars), spec)
     keys, values = (
-        cast(Tensor, InPages(x, scales, pages, hull, format, q.dtype)) for x, scales in ((k, k_scales), (v, v_scales))
+        cast(Tensor, InPages(x, scales, pages, format, hull, q.dtype)) for x, scales in ((k, k_scales), (v, v_scales))
     )
     return cpu.attend_checked(q, keys, values, tables, sizes, scalars, spec)
 

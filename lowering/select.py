@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from functools import lru_cache
 
@@ -20,6 +21,8 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LARGEST_HEAD_DIM = 256
 DECODE_ROWS = 64
 """Rows of a KV head (query heads x positions) up to which the packed, split kernel is taken."""
+QUANTISED_KEYS = {"prefill": 32, "decode": 64}
+"""Keys of a tile of quantised pages, at most."""
 DECODE_QUERIES = 16
 """Query positions up to which it is taken for any number of heads."""
 
@@ -51,6 +54,23 @@ def choose(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: int,
            dtype: torch.dtype, machine: Machine) -> Choice:
     """The configuration for q [batch, heads, queries, head_dim], k [batch, heads / group, keys, head_dim]."""
     return candidates(spec, batch, heads, queries, keys, head_dim, value_dim, dtype, machine)[0]
+
+
+@lru_cache(maxsize=4096)
+def choose_paged(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: int, head_dim: int, value_dim: int,
+                 dtype: torch.dtype, machine: Machine, format: str = "plain") -> Choice:
+    """The same for keys and values in pages, which the plain kernels read.
+
+    Quantised tiles are unpacked in registers: small ones, by 8 warps. Triton shares the stages out between the loads of `pages`
+    and those of the rows that they lead to: as many for each as a dense kernel has for its rows.
+    """
+    known = [choice for choice in candidates(spec, batch, heads, queries, keys, head_dim, value_dim, dtype, machine)
+             if choice.family in codegen.PAGED]
+    if known[0].family == "prefill":
+        known = prefill.candidates(head_dim, value_dim, dtype.itemsize, prefill.room(spec), machine)
+    few = known if format == "plain" else [choice for choice in known if choice.block_n <= QUANTISED_KEYS[choice.family]]
+    found = (few or known[-1:])[0]
+    return dataclasses.replace(found, stages=2 * found.stages - 1, warps=found.warps if format == "plain" else 8)
 
 
 @lru_cache(maxsize=4096)

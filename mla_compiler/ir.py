@@ -40,7 +40,6 @@ class Reason(enum.Enum):
     BIAS = "the projection of the latent adds a bias"
     WEIGHT = "the projection of the latent is no product with a plain weight matrix"
     ROPE = "no part of the key is the same for all heads"
-    PAGES = "pages have no kernel"
     FLEX = "flex_attention is already a kernel"
     DISABLED = "disabled by an option"
 

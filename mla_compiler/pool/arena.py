@@ -84,7 +84,7 @@ class Arena:
         g = self.geometry
         lead = count, g.kv_heads, g.page
         plane = torch.empty(*lead, dim // g.stored.packed, dtype=g.stored.storage or g.dtype, device=g.device)
-        scales = torch.empty(*lead, dim // group, dtype=formats.SCALE, device=g.device) if group else None
+        scales = torch.empty(*lead, dim // group, dtype=formats.scale_dtype(dim // group), device=g.device) if group else None
         for x in (plane, scales):
             if x is not None:
                 torch._dynamo.mark_static_address(x, guard=False)

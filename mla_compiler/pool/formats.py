@@ -6,7 +6,8 @@
     int4    -8 .. 7, two channels a byte, the even one in the low half
 
 A scale stands for a token and head, or in int4 keys for 32 channels of it: single channels of keys are large in every token.
-Scales are float16. The values are rounded against the scale as it is stored, so its own rounding costs nothing.
+Scales of heads are float32, for a kernel copies no fewer than 4 bytes at a time; those of groups, several beside each other,
+float16. The values are rounded against the scale as it is stored, so its own rounding costs nothing.
 Values are kept in torch.int8 or torch.uint8, whatever they mean, because every operator moves those.
 """
 
@@ -18,7 +19,6 @@ from typing import Final
 import torch
 from torch import Tensor
 
-SCALE: Final = torch.float16
 KEY_GROUP: Final = 32
 """Channels of an int4 key that share a scale."""
 _FP8: Final = torch.float8_e4m3fn
@@ -43,7 +43,8 @@ class Format:
         """Bytes of one token of one head, scales among them; `dtype` is that of the model."""
         if self.storage is None:
             return dim * dtype.itemsize
-        return dim // self.packed + dim // self.group(dim, keys) * SCALE.itemsize
+        groups = dim // self.group(dim, keys)
+        return dim // self.packed + groups * scale_dtype(groups).itemsize
 
 
 FORMATS: Final = {
@@ -52,15 +53,20 @@ FORMATS: Final = {
 }
 
 
+def scale_dtype(groups: int) -> torch.dtype:
+    """Of the scales of a row in so many groups of channels."""
+    return torch.float32 if groups == 1 else torch.float16
+
+
 def quantize(x: Tensor, format: str, group: int) -> tuple[Tensor, Tensor]:
-    """x [..., D] -> values [..., D or D / 2] and float16 scales [..., D / group]."""
+    """x [..., D] -> values [..., D or D / 2] and scales [..., D / group]."""
     grouped = x.float().unflatten(-1, (-1, group))
     if format == "int4":
         least, most = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
         extreme, ends_at = torch.where(most > -least, most, least), -8.0  # the number furthest from 0 becomes -8 exactly
     else:
         extreme, ends_at = grouped.abs().amax(-1, keepdim=True), 448.0 if format == "fp8" else 127.0
-    scales = (extreme / ends_at).to(SCALE)
+    scales = (extreme / ends_at).to(scale_dtype(grouped.shape[-2]))
     exact = scales.float()
     scaled = (grouped / torch.where(exact == 0, 1.0, exact)).flatten(-2)
     return _stored(scaled, format), scales.squeeze(-1)

@@ -19,7 +19,8 @@ from tests.models.architectures import model
 from tests.models.expected import needs_newer
 from tests.models.scenarios import MAX_LEN, tokens
 
-NAMES = tuple(name for name in ("llama", "qwen3", "gemma2", "gpt_oss", "bloom", "deepseek_v3") if not needs_newer(name, "static"))
+NAMES = tuple(name for name in ("llama", "qwen3", "gemma2", "gpt_oss", "bloom", "deepseek_v3")
+              if not needs_newer(name, "static"))
 FORMATS = ("plain", "int8", "int4")
 
 

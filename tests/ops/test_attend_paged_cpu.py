@@ -54,7 +54,7 @@ def test_wrong_operands_are_named():
         "with q": (q, k[..., :32], v, ks, vs, pages, format, *rest),
         "int8 pages are": (q, k.float(), v, ks, vs, pages, format, *rest),
         "their k_scales": (q, k, v, None, vs, pages, format, *rest),
-        "v_scales is": (q, k, v, ks, vs.float(), pages, format, *rest),
+        "v_scales is": (q, k, v, ks, vs.half(), pages, format, *rest),
         "have no v_scales": (q, k.float(), v.float(), None, vs, pages, "plain", *rest),
         "4 dimensions": (q[0], k, v, ks, vs, pages, format, *rest),
     }.items():
