@@ -56,6 +56,11 @@ def choose(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: int,
     return candidates(spec, batch, heads, queries, keys, head_dim, value_dim, dtype, machine)[0]
 
 
+def many_rows(spec: AttentionSpec, queries: int) -> bool:
+    """Whether a tile of rows of one head is worth more than the heads of a group packed together."""
+    return spec.group * queries > DECODE_ROWS and queries > DECODE_QUERIES and spec.kv_splits < 2
+
+
 @lru_cache(maxsize=4096)
 def choose_paged(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: int, head_dim: int, value_dim: int,
                  dtype: torch.dtype, machine: Machine, format: str = "plain") -> Choice:
@@ -64,10 +69,12 @@ def choose_paged(spec: AttentionSpec, batch: int, heads: int, queries: int, keys
     Quantised tiles are unpacked in registers: small ones, by 8 warps. Triton shares the stages out between the loads of `pages`
     and those of the rows that they lead to: as many for each as a dense kernel has for its rows.
     """
-    known = [choice for choice in candidates(spec, batch, heads, queries, keys, head_dim, value_dim, dtype, machine)
-             if choice.family in codegen.PAGED]
-    if known[0].family == "prefill":
+    if many_rows(spec, queries):
         known = prefill.candidates(head_dim, value_dim, dtype.itemsize, prefill.room(spec), machine)
+    else:
+        shape = decode.Shape(batch, heads // spec.group, queries, keys, head_dim, value_dim, dtype.itemsize)
+        known = decode.candidates(spec, shape, prefill.room(spec)[0] == 32, machine)
+    known = [choice for choice in known if choice.family in codegen.PAGED]
     few = known if format == "plain" else [choice for choice in known if choice.block_n <= QUANTISED_KEYS[choice.family]]
     found = (few or known[-1:])[0]
     return dataclasses.replace(found, stages=2 * found.stages - 1, warps=found.warps if format == "plain" else 8)
@@ -77,9 +84,8 @@ def choose_paged(spec: AttentionSpec, batch: int, heads: int, queries: int, keys
 def candidates(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: int, head_dim: int, value_dim: int,
                dtype: torch.dtype, machine: Machine) -> tuple[Choice, ...]:
     """Every configuration worth timing, the one that is taken without timing first."""
-    rows = spec.group * queries
     limits = prefill.room(spec)
-    if rows > DECODE_ROWS and queries > DECODE_QUERIES and spec.kv_splits < 2:
+    if many_rows(spec, queries):
         plain = prefill.candidates(head_dim, value_dim, dtype.itemsize, limits, machine)
         if queries > hopper.ROWS and hopper.serves(spec, head_dim, value_dim, dtype, machine):
             return (*hopper.candidates(spec, head_dim, value_dim, machine), plain[0])
