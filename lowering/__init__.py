@@ -54,7 +54,7 @@ def supports(
 def supports_paged(
     spec: AttentionSpec, head_dim: int, value_dim: int, dtype: torch.dtype, device_type: str, format: str, page: int
 ) -> tuple[Reason, str] | None:
-    """The same for keys and values that lie in pages of `page` tokens, in `format`: every kernel that reads a row reads a page."""
+    """The same for keys and values in pages of `page` tokens, in `format`: every kernel that reads rows reads pages."""
     return supports(spec, head_dim, value_dim, dtype, device_type)
 
 
