@@ -11,7 +11,9 @@ class Choice:
 
     Of decode: `programs` that share all live keys equally, 0 if each item is cut into kv_splits parts; what holds all sequences
     (block_b), all query positions (block_t) and the rows merged at once (block_r), powers of two. Of the Hopper kernel: whether
-    its warpgroups take turns (ping_pong) and its blocks stay for several tiles (persistent).
+    its warpgroups take turns, and when they leave it (ping_pong: 0 never, 1 when the values are begun, 2 when the scores are),
+    its blocks stay for several tiles (persistent), how many exponentials are polynomials (one in `poly`, 0: none), and whether
+    the weights are computed before the values of the last are awaited, which ptxas else turns round (overlap).
     """
 
     family: str
@@ -24,8 +26,10 @@ class Choice:
     block_b: int = 1
     block_t: int = 1
     block_r: int = 4
-    ping_pong: bool = False
+    ping_pong: int = 0
     persistent: bool = False
+    poly: int = 0
+    overlap: bool = False
 
     def __str__(self) -> str:
         tiles = f"{self.family} {self.block_m}x{self.block_n}, {self.warps} warps, {self.stages} stages"

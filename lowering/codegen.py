@@ -24,22 +24,31 @@ from .errors import LoweringError
 from .held import Layout
 from .printer import Printer, bare
 
-FAMILIES = ("prefill", "decode", "mla", "tokens", "hopper", "mla_hopper", "tokens_hopper")
+FAMILIES = ("prefill", "decode", "mla", "tokens", "hopper", "decode_hopper", "mla_exchange", "tokens_exchange")
 PAGED = ("prefill", "decode")
 LOG2E = math.log2(math.e)
 _JIT_END = "])"
 _HERE = Path(__file__).parent
+_DENSE = ("rows.py", "keys.py", "scan.py")
 _BODY = {
-    "prefill": ("rows.py", "keys.py", "scan.py", "prefill/kernel.py"),
-    "decode": ("rows.py", "keys.py", "scan.py", "decode/balance.py", "decode/merge.py", "packed.py", "decode/kernel.py"),
-    "mla": ("rows.py", "keys.py", "scan.py", "packed.py", "mla/tile.py", "mla/kernel.py"),
-    "tokens": ("rows.py", "keys.py", "scan.py", "packed.py", "mla/tile.py", "tokens/kernel.py"),
+    "prefill": (*_DENSE, "prefill/kernel.py"),
+    "decode": (*_DENSE, "decode/lanes.py", "decode/balance.py", "decode/merge.py", "packed.py", "decode/kernel.py"),
+    "mla": (*_DENSE, "packed.py", "mla/tile.py", "mla/kernel.py"),
+    "tokens": (*_DENSE, "packed.py", "mla/tile.py", "tokens/kernel.py"),
 }
+_EXCHANGE = (
+    "hopper/tiles.py", "hopper/softmax.py", "mla/rows.py", "mla/line.py", "mla/steps.py", "mla/finish.py", "mla/memory.py",
+    "mla/exchange.py")
 _GLUON = {
-    "hopper": ("hopper/tiles.py", "hopper/softmax.py", "hopper/multiply.py", "hopper/kernel.py"),
-    "mla_hopper": ("hopper/tiles.py", "hopper/softmax.py", "mla/warpgroups.py", "mla/consumers.py", "mla/hopper.py"),
-    "tokens_hopper": (
-        "hopper/tiles.py", "hopper/softmax.py", "mla/warpgroups.py", "mla/consumers.py", "tokens/hopper.py"),
+    "hopper": (
+        "hopper/tiles.py", "hopper/softmax.py", "hopper/messages.py", "hopper/classed.py", "hopper/plan.py",
+        "hopper/exponentials.py", "hopper/weigh.py", "hopper/products.py", "hopper/results.py", "hopper/multiply.py",
+        "hopper/kernel.py"),
+    "decode_hopper": (
+        "hopper/tiles.py", "hopper/softmax.py", "decode/weights.py", "decode/balance.py", "decode/parts.py",
+        "decode/consumer.py", "decode/hopper.py"),
+    "mla_exchange": (*_EXCHANGE, "mla/hopper_exchange.py"),
+    "tokens_exchange": (*_EXCHANGE, "tokens/exchange.py"),
 }
 _ROW, _POINT = "b, h, i", "b, h, i, j"
 
@@ -60,12 +69,16 @@ def source(spec: AttentionSpec, family: str, layout: Layout | None = None) -> st
 def _gluon(spec: AttentionSpec, family: str) -> str:
     """The module of a Gluon kernel: its hooks are the same text, in Gluon's names."""
     files = [_HERE / name for name in _GLUON[family]]
-    wanted = [hook for hook in hooks(spec) if hook.name not in ("residue", "tile_class")]
     flags = {
         "HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_SINK": spec.sink is not None, "SCALE": _scale(spec),
     }
-    if family != "hopper":
-        flags["CHOSEN"] = family == "tokens_hopper"
+    wanted = list(hooks(spec))
+    if family == "hopper":
+        flags |= {"HAS_RESIDUE": spec.residue != sympy.true, "HAS_TILE": spec.tile is not None}
+    else:
+        wanted = [hook for hook in wanted if hook.name not in ("residue", "tile_class")]
+    if family.endswith("exchange"):
+        flags["CHOSEN"] = family.startswith("tokens")
     constants = [f"{name} = gl.constexpr({value})" for name, value in flags.items()]
     constants += [text for path in files for name, text in _assignments(path).items() if name not in flags]
     return _module(spec, family, files, "\n".join([_imports(*files), "", *constants]), wanted, _in_gluon)
@@ -77,7 +90,8 @@ def _module(spec: AttentionSpec, family: str, files: list[Path], head: str, want
     used = frozenset().union(*(hook.used for hook in wanted))
     helpers = [text for name, text in _functions(_HERE / "arithmetic.py").items() if name in used]
     own = [translate(text) for text in (*helpers, *(hook.text(operands(spec)) for hook in wanted))]
-    body = {name: text for file in files for name, text in _functions(file).items()}
+    body = {name: translate(text) if text.startswith("@triton.jit") else text
+            for file in files for name, text in _functions(file).items()}
     entry = body.pop(family)
     return _header(spec, _docstring(files[-1])) + "\n\n\n".join([head, *own, *body.values(), _entry(spec, entry)]) + "\n"
 

@@ -21,7 +21,7 @@ from .decode import launch as decode
 from .held import Layout
 from .hopper import launch as hopper
 from .machine import MACHINES, Machine, machine_of
-from .mla import hopper_launch as latent
+from .mla import exchange_launch as exchange
 from .select import choose, supports
 
 if TYPE_CHECKING:
@@ -116,6 +116,9 @@ def compile_kernel(
     if choice.family == "hopper":
         built = _build_hopper(function, spec.group, choice, head_dim, value_dim, dtype, arch)
         return record(built, choice.family, arch, str(spec), str(choice), source)
+    if choice.family == "decode_hopper":
+        built = _build_decode_hopper(function, spec.group, choice, head_dim, value_dim, dtype, arch)
+        return record(built, choice.family, arch, str(spec), str(choice), source)
     constants = {**gpu.blocks(spec, choice, head_dim, value_dim), **decode.constants(choice)}
     types: dict[str, Any] = dict.fromkeys(("q", "k", "v", "out"), _DTYPES[dtype])
     types |= {"workspace": "*fp32", "counters": "*i32"}
@@ -130,22 +133,28 @@ def compile_kernel(
 
 def compile_latent(
     spec: AttentionSpec, choice: Choice, rank: int, width: int, dtype: torch.dtype, arch: str = DEFAULT_ARCH,
-    paged: bool = False,
+    paged: bool = False, heads: int = 128,
 ) -> CompiledKernel:
-    """One kernel of attend_latent for one architecture: families mla, tokens, mla_hopper and tokens_hopper."""
+    """One kernel of attend_latent for one architecture: families mla, tokens, and of Hopper mla_exchange, tokens_exchange."""
     from . import modules
 
     machine_named(arch)
     source = codegen.source(spec, choice.family)
     function = getattr(modules.load(source, choice.family), choice.family)
-    in_parts, kind = choice.kv_splits > 1, _DTYPES[dtype]
+    kind = _DTYPES[dtype]
     types = dict.fromkeys(("q_latent", "q_rope", "latent", "rope", "out"), kind)
-    types |= {"lse": "*fp32", "pages": "*i32", "chosen": "*i64"} | ({"out": "*fp32"} if in_parts else {})
-    registers = tma.REGISTERS if choice.family in latent.FAMILIES else 0
-    if choice.family == "mla_hopper":
-        for name, tile in latent.tiles(rank, width, choice.block_n).items():
-            types[name] = tma.tile_type(kind.removeprefix("*"), [1, *tile], dtype)
-    constants = gpu_latent.constants(choice, rank, width, paged)
+    types |= {"lse": "*fp32", "pages": "*i32", "chosen": "*i64", "cuts": "*i64"}
+    if choice.family in exchange.FAMILIES:
+        for name, tile in exchange.tiles(choice, heads, rank).items():
+            box = [1] * ((4 if name in ("q_latent", "q_rope", "out") else 3) - len(tile)) + list(tile)
+            types[name] = tma.tile_type(kind.removeprefix("*"), box, dtype)
+        types["workspace"] = tma.tile_type("fp32", list(exchange.part(rank)), torch.float32)
+        constants, registers = exchange.constants(choice, heads, rank, width, paged), tma.REGISTERS
+        constants |= {} if choice.programs else {"cuts": None}
+        constants |= {} if choice.programs or choice.kv_splits > 1 else {"workspace": None, "lse": None}
+    else:
+        types |= {"out": "*fp32"} if choice.kv_splits > 1 else {}
+        constants, registers = gpu_latent.constants(choice, rank, width, paged), 0
     built = build(function, types, constants, arch, choice.warps, choice.stages, registers)
     return record(built, choice.family, arch, str(spec), str(choice), source)
 
@@ -156,9 +165,23 @@ def _build_hopper(
     """The Gluon kernel: its operands come as TMA descriptors."""
     kind = _DTYPES[dtype].removeprefix("*")
     tiles = hopper.tiles(choice, head_dim, value_dim)
+    types = {name: tma.tile_type(kind, [1, 1, *tile], dtype) for name, tile in tiles.items() if tile}
+    types |= {"counter": "*i32", "lists": "*i32"}
+    constants = {name: None for name, tile in tiles.items() if not tile}
+    constants |= hopper.constants(group, choice, head_dim, value_dim)
+    return build(function, types, constants, arch, choice.warps, choice.stages, hopper.registers(choice)[0])
+
+
+def _build_decode_hopper(
+    function: Any, group: int, choice: Choice, head_dim: int, value_dim: int, dtype: torch.dtype, arch: str
+) -> Any:
+    """The Gluon kernel for few queries: K and V come as TMA descriptors."""
+    kind = _DTYPES[dtype].removeprefix("*")
+    tiles = decode.tiles(choice, head_dim, value_dim)
     types = {name: tma.tile_type(kind, [1, 1, *tile], dtype) for name, tile in tiles.items()}
-    constants = hopper.constants(group, choice, head_dim, value_dim)
-    return build(function, types | {"out": _DTYPES[dtype]}, constants, arch, choice.warps, choice.stages, tma.REGISTERS)
+    types |= {"q": _DTYPES[dtype], "out": _DTYPES[dtype], "workspace": "*fp32", "counters": "*i32"}
+    constants = decode.hopper_constants(group, choice, head_dim, value_dim)
+    return build(function, types, constants, arch, choice.warps, choice.stages, decode.registers(choice))
 
 
 def build(

@@ -6,7 +6,7 @@ The same code runs on CPU tensors under TRITON_INTERPRET=1. Triton is imported a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -20,7 +20,9 @@ from . import codegen, held, modules, tma, tune
 from .checks import check_operands
 from .checks_paged import check_paged_operands
 from .choice import Choice, padded, padded_value
+from .decode import config as decode_config
 from .decode import launch as decode
+from .decode.config import Shape
 from .held import Held, Layout, layout_of
 from .hopper import launch as hopper
 from .launch import launch as start
@@ -66,12 +68,24 @@ def _choice(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, given: list[An
     if not spec.autotune or interpreted():
         return choose(spec, *shape, q.dtype, machine_of(q.device))
     options = candidates(spec, *shape, q.dtype, machine_of(q.device))
+    facts = (*shape[:3], rounded(shape[3]), *shape[4:])
+    return fastest(spec, options, facts, q.dtype, q.device, lambda choice: launch(spec, choice, q, k, v, given, out))
+
+
+def rounded(keys: int) -> int:
+    """To the next power of two: a growing sequence is not timed at every step."""
+    return 1 << (keys - 1).bit_length()
+
+
+def fastest(spec: AttentionSpec, options: Sequence[Choice], facts: Sequence[object], dtype: torch.dtype, device: torch.device,
+            run: Callable[[Choice], None]) -> Choice:
+    """Of `options` the one whose `run` takes least, known or timed now; the first while a CUDA graph is captured. facts: of the
+    operands, what decides."""
     texts = [codegen.source(spec, family) for family in dict.fromkeys(choice.family for choice in options)]
-    rounded = (*shape[:3], 1 << (shape[3] - 1).bit_length(), *shape[4:])
-    key = tune.key_of(spec, rounded, q.dtype, *tune_facts(q.device), *texts)
-    if q.is_cuda and torch.cuda.is_current_stream_capturing():
+    key = tune.key_of(spec, tuple(facts), dtype, *tune_facts(device), *texts)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return tune.known(key) or options[0]
-    return tune.best(key, options, lambda choice: milliseconds(lambda: launch(spec, choice, q, k, v, given, out)))
+    return tune.best(key, options, lambda choice: milliseconds(lambda: run(choice)))
 
 
 def milliseconds(call: Callable[[], None]) -> float:
@@ -96,13 +110,13 @@ def launch(
     """Runs `choice` into out [B, H, T, DV], of any strides."""
     with torch.cuda.device_of(q):
         if choice.family == "hopper":
-            assert isinstance(k, Tensor) and isinstance(v, Tensor)
             _hopper(spec, choice, q, k, v, given, out)
         elif choice.family == "prefill":
             _prefill(spec, choice, q, k, v, given, out)
+        elif choice.family == "decode_hopper":
+            _decode_hopper(spec, choice, q, k, v, given, out)
         else:
-            constants = blocks(spec, choice, q.shape[3], v.shape[3], upcast(q.dtype))
-            decode.launch(kernel(spec, "decode", layout_of(k)), spec.group, choice, q, k, v, given, constants, out)
+            _decode(spec, choice, q, k, v, given, out)
 
 
 def _hopper(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor) -> None:
@@ -110,7 +124,25 @@ def _hopper(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor
     if not tma.describable(q, k, v, out):
         plain = prefill.configure(q.shape[3], v.shape[3], q.itemsize, prefill.room(spec), machine_of(q.device))
         return _prefill(spec, plain, q, k, v, given, out)
-    return hopper.launch(kernel(spec, "hopper"), spec.group, choice, q, k, v, given, out)
+    return hopper.launch(kernel(spec, "hopper"), spec.group, choice, q, k, v, given, out, spec.tile is not None)
+
+
+def _decode_hopper(
+    spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor
+) -> None:
+    """By TMA, or by the plain kernel where TMA cannot address K or V."""
+    if not (tma.describable(k, v) and tma.unit_stride(q) and tma.unit_stride(out)):
+        shape = Shape(q.shape[0], k.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3], q.itemsize)
+        plain = decode_config.configure(spec, shape, False, machine_of(q.device))
+        return _decode(spec, plain, q, k, v, given, out)
+    return decode.launch_hopper(kernel(spec, "decode_hopper"), spec.group, choice, q, k, v, given, out)
+
+
+def _decode(
+    spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor | Held, v: Tensor | Held, given: list[Any], out: Tensor
+) -> None:
+    constants = blocks(spec, choice, q.shape[3], v.shape[3], upcast(q.dtype))
+    decode.launch(kernel(spec, "decode", layout_of(k)), spec.group, choice, q, k, v, given, constants, out)
 
 
 def _prefill(

@@ -19,13 +19,10 @@ from .checks_latent import PAGE, check_latent_operands
 from .choice import Choice, padded
 from .launch import launch as start
 from .machine import Machine, machine_of
-from .mla import hopper_launch as hopper
-from .mla.config import Shape, configure
-from .mla.hopper_launch import addressable, serves
-from .prefill.config import room
+from .mla import exchange_launch as exchange
+from .mla.config import Shape, merging
+from .mla.config import candidates as tiles
 from .select import DTYPES
-
-MERGED_COLUMNS = 128
 
 
 @dataclass(frozen=True)
@@ -57,20 +54,38 @@ def attend_latent(
     out = output_like(q_latent, latent, heads_first=False)
     if out.numel() == 0 or given.keys == 0 or (tokens is not None and tokens.shape[2] == 0):
         return out.zero_()
-    choice = choose(meaning, given, machine_of(q_latent.device))
-    launch(meaning, choice, given, gpu.operands(meaning, list(tables), list(sizes), list(scalars)), out)
+    operands = gpu.operands(meaning, list(tables), list(sizes), list(scalars))
+    launch(meaning, _choice(meaning, given, operands, out), given, operands, out)
     return out
+
+
+def _choice(spec: AttentionSpec, given: Latents, operands: list[Any], out: Tensor) -> Choice:
+    """As `choose`; with `autotune` what is fastest for these operands, into an `out` that is written anew."""
+    options, device = candidates(spec, given, machine_of(out.device)), out.device
+    if not spec.autotune or gpu.interpreted():
+        return options[0]
+    tokens = None if given.tokens is None else given.tokens.shape[2]
+    facts = (*given.q_latent.shape, gpu.rounded(given.keys), given.rope.shape[2], tokens, given.pages is not None)
+    return gpu.fastest(spec, options, facts, out.dtype, device, lambda choice: launch(spec, choice, given, operands, out))
 
 
 def choose(spec: AttentionSpec, given: Latents, machine: Machine) -> Choice:
     """The family and configuration for these operands."""
+    return candidates(spec, given, machine)[0]
+
+
+def candidates(spec: AttentionSpec, given: Latents, machine: Machine) -> tuple[Choice, ...]:
+    """Every configuration worth timing, the one that is taken without timing first."""
     shape = shape_of(given)
     family = "mla" if given.tokens is None else "tokens"
-    fast = (
-        serves(spec, shape.rank, shape.rope, given.latent.dtype, machine) and room(spec) == (128, 128)
-        and addressable(given.q_latent, given.q_rope, given.latent, given.rope) and not gpu.interpreted()
-    )
-    return configure(f"{family}_hopper" if fast else family, shape, spec.kv_splits, machine)
+    plain = tiles(family, shape, spec.kv_splits, machine)
+    if gpu.interpreted() or not exchange.serves(spec, shape, given.latent.dtype, machine):
+        return plain
+    if not tma.describable(given.q_latent, given.q_rope, given.latent, given.rope):
+        return plain
+    batch, heads, queries, _ = given.q_latent.shape
+    fast = exchange.candidates(spec, f"{family}_exchange", (batch, heads, queries), shape, machine)
+    return (*fast, plain[0])
 
 
 def shape_of(given: Latents) -> Shape:
@@ -83,7 +98,10 @@ def shape_of(given: Latents) -> Shape:
 
 
 def launch(spec: AttentionSpec, choice: Choice, given: Latents, operands: list[Any], out: Tensor) -> None:
-    """Runs `choice` into out [B, H, T, R], of any strides; the Hopper kernel's out has a unit stride in R."""
+    """Runs `choice` into out [B, H, T, R], of any strides; of the exchange kernels, such as TMA can write."""
+    if choice.family in exchange.FAMILIES:
+        _exchange(spec, choice, given, operands, out)
+        return
     batch, heads, queries, rank = given.q_latent.shape
     splits, shape = choice.kv_splits, shape_of(given)
     parts, lse = out, None
@@ -93,36 +111,75 @@ def launch(spec: AttentionSpec, choice: Choice, given: Latents, operands: list[A
     sizes = [batch, heads, queries, given.keys, *([] if given.tokens is None else [shape.keys]), splits]
     kernel = getattr(gpu.kernel(spec, choice.family), choice.family)
     grid = (splits * -(-shape.rows // choice.block_m) * shape.items,)
-    arguments = (*_operands(choice, given), parts, out.stride(), lse, *sizes, *operands)
+    latents = (given.latent, given.rope, *([] if given.tokens is None else [given.tokens]))
+    arguments = (*_with_strides(given.q_latent, given.q_rope, *latents), *_pages(given), parts, out.stride(), lse, *sizes,
+                 *operands)
     fixed = constants(choice, rank, shape.rope, given.pages is not None, gpu.upcast(given.latent.dtype))
     with torch.cuda.device_of(out):
-        if choice.family in hopper.FAMILIES:  # a descriptor is more than `start` knows to tell apart
-            kernel[grid](*arguments, **fixed, num_warps=choice.warps, maxnreg=tma.REGISTERS)
-        else:
-            start(kernel, grid, arguments, fixed, choice.warps, choice.stages, out.device.index)
+        start(kernel, grid, arguments, fixed, choice.warps, choice.stages, out.device.index)
         if lse is not None:
-            _merge(parts, lse, out)
+            rows = batch * heads * queries
+            _merge(parts, lse, None, out, 1, rows, rows, splits)
 
 
-def _operands(choice: Choice, given: Latents) -> list[Any]:
-    """The arguments of a kernel before its output."""
-    queries = _with_strides(given.q_latent, given.q_rope)
-    pages = _with_strides(given.pages) if given.pages is not None else [None, (0, 0)]
-    if choice.family == "mla_hopper":
-        wanted = hopper.tiles(given.q_latent.shape[3], given.rope.shape[2], choice.block_n)
-        latents = [tma.describe(getattr(given, name), *tile) for name, tile in wanted.items()]
+def _exchange(spec: AttentionSpec, choice: Choice, given: Latents, operands: list[Any], out: Tensor) -> None:
+    """The kernels whose blocks share a line of key tiles, or have one of kv_splits parts of an item."""
+    batch, heads, queries, rank = given.q_latent.shape
+    shape, lanes = shape_of(given), exchange.lanes(choice, *given.q_latent.shape[1:3])
+    workspace, lse, cuts = _workspace(choice, shape, lanes, rank, out)
+    sizes = [batch, heads, queries, given.keys]
+    if given.tokens is None:
+        sizes += [choice.kv_splits]
     else:
-        latents = _with_strides(given.latent, given.rope, *([] if given.tokens is None else [given.tokens]))
-    return [*queries, *latents, *pages]
+        tiles = -(-shape.keys // choice.block_n)
+        sizes += [shape.keys, choice.kv_splits, *exchange.shares(shape.items, tiles, max(1, choice.programs // lanes))]
+    tensors = {"q_latent": given.q_latent, "q_rope": given.q_rope, "latent": given.latent, "rope": given.rope, "out": out}
+    by_tma = exchange.described(choice, tensors)
+    latents = [by_tma["latent"], by_tma["rope"]] if given.tokens is None else _with_strides(
+        given.latent, given.rope, given.tokens)
+    parts = None if workspace is None else exchange.describe(workspace, *exchange.part(rank))
+    arguments = (by_tma["q_latent"], by_tma["q_rope"], *latents, *_pages(given), by_tma["out"], parts, lse, cuts, *sizes,
+                 *operands)
+    fixed = exchange.constants(choice, heads, rank, shape.rope, given.pages is not None)
+    kernel = getattr(gpu.kernel(spec, choice.family), choice.family)
+    with torch.cuda.device_of(out):
+        kernel[choice.programs or choice.kv_splits * lanes * shape.items,](
+            *arguments, **fixed, num_warps=choice.warps, maxnreg=tma.REGISTERS)
+        if workspace is not None and lse is not None:
+            splits = choice.kv_splits if cuts is None else max(2, choice.programs // lanes // shape.items)
+            block_h = exchange.box(choice, heads)
+            rows = exchange.ROWS * lanes if lanes > 1 or given.tokens is not None else block_h * queries
+            chosen = given.tokens is not None
+            _merge(workspace, lse, cuts, out, shape.items, exchange.ROWS * lanes, rows, splits, block_h, chosen)
 
 
-def _merge(parts: Tensor, lse: Tensor, out: Tensor) -> None:
+def _workspace(
+    choice: Choice, shape: Shape, lanes: int, rank: int, out: Tensor
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Parts, their log2-sum-exp, and where those of each item are, where that is not known beforehand."""
+    if not choice.programs and choice.kv_splits == 1:
+        return None, None, None
+    slots = 2 * choice.programs if choice.programs else shape.items * choice.kv_splits * lanes
+    cuts = out.new_empty(shape.items, dtype=torch.int64) if choice.programs else None
+    parts = out.new_empty((slots * exchange.ROWS, rank), dtype=torch.float32)
+    return parts, out.new_empty(slots * exchange.ROWS, dtype=torch.float32), cuts
+
+
+def _pages(given: Latents) -> list[Any]:
+    return _with_strides(given.pages) if given.pages is not None else [None, (0, 0)]
+
+
+def _merge(parts: Tensor, lse: Tensor, cuts: Tensor | None, out: Tensor, items: int, rows: int, count: int, splits: int,
+           block_h: int = 0, chosen: bool = False) -> None:
+    """`count` rows of each item, part p of row r at p * `rows` + r; `splits`: how many parts, or how many to expect."""
     from .mla.merge import merge
 
-    splits, batch, heads, queries, rank = parts.shape
-    rows, block = batch * heads * queries, min(MERGED_COLUMNS, padded(rank))
-    start(merge, (rows * -(-rank // block),), (parts, lse, out, out.stride(), rows, heads, queries, splits),
-          {"R": rank, "BLOCK_R": block}, 4, 3, out.device.index)
+    _, heads, queries, rank = out.shape
+    early = block_h > 0 and not gpu.interpreted()
+    block_p, block_m, warps = merging(splits, items * count, rank)
+    start(merge, (items * -(-count // block_m),), (parts, lse, cuts, out, out.stride(), rows, count, heads, queries, splits),
+          {"R": rank, "BLOCK_R": padded(rank), "BLOCK_P": block_p, "BLOCK_M": block_m, "BLOCK_H": block_h, "CHOSEN": chosen,
+           "EARLY": early}, warps, 3, out.device.index, **({"launch_pdl": True} if early else {}))
 
 
 def _with_strides(*tensors: Tensor) -> list[Any]:
@@ -130,12 +187,9 @@ def _with_strides(*tensors: Tensor) -> list[Any]:
 
 
 def constants(choice: Choice, rank: int, width: int, paged: bool, upcast: bool = False) -> dict[str, Any]:
-    """The constexpr arguments of a kernel."""
-    in_parts = choice.kv_splits > 1
-    if choice.family in hopper.FAMILIES:
-        return hopper.constants(rank, width, choice.block_n, choice.stages, paged, in_parts)
+    """The constexpr arguments of a plain kernel."""
     return {
         "R": rank, "P": width, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n, "BLOCK_R": padded(rank),
-        "BLOCK_P": padded(width), "STAGES": choice.stages, "IN_PAGES": paged, "IN_PARTS": in_parts,
+        "BLOCK_P": padded(width), "STAGES": choice.stages, "IN_PAGES": paged, "IN_PARTS": choice.kv_splits > 1,
         "UPCAST": upcast,
     }

@@ -1,6 +1,6 @@
 """Keys and values that lie densely: row n of head g of sequence b is x[b, g, n, :], by strides.
 
-`scan.py` and the kernels are written against these names; `pages.py` has the same for pages. `keys` is what `keys_of` makes: of
+`scan.py` and the kernels are written against these names; `pages.py` has the same for pages. `keys` is what `head_of` makes: of
 one head of one sequence.
 """
 
@@ -11,7 +11,7 @@ from .rows import load_rows
 
 
 @triton.jit
-def keys_of(k, k_strides, v, v_strides, b64, g):
+def head_of(k, k_strides, v, v_strides, b64, g):
     """Pointers to the head, each with its (row, channel) strides."""
     g64 = g.to(tl.int64)
     p_k = k + b64 * k_strides[0] + g64 * k_strides[1]

@@ -18,12 +18,14 @@ _compiled: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 
 
 def launch(function: Any, grid: tuple[int, ...], arguments: Sequence[Any], constants: dict[str, Any], warps: int,
-           stages: int, device: int | None) -> None:
-    """`arguments` by position; `constants` by name, all the parameters after them. `device`: the GPU's index."""
-    key = (id(function), device, warps, stages, *constants.values(), *map(_specialisation, _params(function), arguments))
+           stages: int, device: int | None, **options: int) -> None:
+    """`arguments` by position; `constants` by name, all the parameters after them. `device`: the GPU's index; `options`:
+    others of Triton's compiler."""
+    facts = (*options.items(), *constants.values(), *map(_specialisation, _params(function), arguments))
+    key = (id(function), device, warps, stages, *facts)
     found = _compiled.get(key)
     if found is None:
-        compiled = function[grid](*arguments, **constants, num_warps=warps, num_stages=stages)
+        compiled = function[grid](*arguments, **constants, num_warps=warps, num_stages=stages, **options)
         if compiled is not None:
             _compiled[key] = function, compiled  # the function is held, for its id is in the key
         return
@@ -49,6 +51,8 @@ def _specialisation(param: tuple[bool, bool], value: Any) -> Any:
         return tuple(_specialisation(param, x) for x in value) if tensors else _of_tuple(value)
     if isinstance(value, int):
         return _of_integer(value, *param)
+    if hasattr(value, "block_shape"):                                # a TMA descriptor
+        return value.base.dtype, tuple(value.block_shape)
     return type(value)
 
 

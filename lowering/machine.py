@@ -31,9 +31,9 @@ MACHINES = {
 
 @lru_cache(maxsize=64)
 def machine_of(device: torch.device) -> Machine:
-    """The machine a tensor lives on; for a CPU tensor (the interpreter) an H100."""
+    """The machine a tensor lives on; for a CPU tensor an A100: the interpreter runs Triton's kernels, not Gluon's."""
     if device.type != "cuda":
-        return MACHINES["sm_90"]
+        return MACHINES["sm_80"]
     found = torch.cuda.get_device_properties(device)
     backend = "hip" if torch.version.hip else "cuda"
     shared = getattr(found, "shared_memory_per_block_optin", 65_536)

@@ -17,7 +17,7 @@ HAS_E4M3 = tl.constexpr(False)
 
 
 @triton.jit
-def keys_of(k, k_strides, v, v_strides, b64, g):
+def head_of(k, k_strides, v, v_strides, b64, g):
     """Pointers to the head in page 0, of rows and of scales; the strides; the row of `pages`."""
     g64 = g.to(tl.int64)
     heads = (k[0] + g64 * k_strides[1], k[1] + g64 * k_strides[5], v[0] + g64 * v_strides[1], v[1] + g64 * v_strides[5])

@@ -164,7 +164,7 @@ def scan(b_q, first, last, span, lo, hi, S, at, rows, keys, env, D: tl.constexpr
     """acc [M, DV] float32, m [M], l [M] of keys [first, last).
 
     b_q [M, D]; span = (begin, end), the keys that may be read; lo, hi [M, 1]; at = (b, h, i); rows = (b, h, i [R, 1]),
-    one at least of each SUMMARY_TILE rows; keys what `keys_of` made, of one KV head; env the operands of the spec.
+    one at least of each SUMMARY_TILE rows; keys what `head_of` made, of one KV head; env the operands of the spec.
     """
     acc, m, l = nothing(b_q.shape[0], BLOCK_DV)
     if HAS_RESIDUE and not HAS_TILE:

@@ -12,10 +12,13 @@ from ..ir import AttentionSpec, Reason
 from . import codegen
 from .choice import Choice
 from .decode import config as decode
+from .decode import hopper_config as decode_hopper
+from .decode import model as decode_model
 from .errors import LoweringError
 from .hopper import config as hopper
 from .machine import Machine
 from .prefill import config as prefill
+from .prefill import model
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LARGEST_HEAD_DIM = 256
@@ -25,6 +28,8 @@ QUANTISED_KEYS = {"prefill": 32, "decode": 64}
 """Keys of a tile of quantised pages, at most."""
 DECODE_QUERIES = 16
 """Query positions up to which it is taken for any number of heads."""
+MOST_TIMED = 8
+"""Configurations of prefill that `flashmla.autotune` times: each compiles a kernel."""
 
 
 def supports(
@@ -70,11 +75,12 @@ def choose_paged(spec: AttentionSpec, batch: int, heads: int, queries: int, keys
     and those of the rows that they lead to: as many for each as a dense kernel has for its rows.
     """
     if many_rows(spec, queries):
-        known = prefill.candidates(head_dim, value_dim, dtype.itemsize, prefill.room(spec), machine)
+        tiled = prefill.candidates(head_dim, value_dim, dtype.itemsize, prefill.room(spec), machine)
+        work = model.Work(batch * heads, queries, keys, head_dim, value_dim)
+        known = list(model.ordered(spec, work, tiled, dtype.itemsize, machine))
     else:
         shape = decode.Shape(batch, heads // spec.group, queries, keys, head_dim, value_dim, dtype.itemsize)
         known = decode.candidates(spec, shape, prefill.room(spec)[0] == 32, machine)
-    known = [choice for choice in known if choice.family in codegen.PAGED]
     few = known if format == "plain" else [choice for choice in known if choice.block_n <= QUANTISED_KEYS[choice.family]]
     found = (few or known[-1:])[0]
     return dataclasses.replace(found, stages=2 * found.stages - 1, warps=found.warps if format == "plain" else 8)
@@ -86,9 +92,14 @@ def candidates(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: 
     """Every configuration worth timing, the one that is taken without timing first."""
     limits = prefill.room(spec)
     if many_rows(spec, queries):
-        plain = prefill.candidates(head_dim, value_dim, dtype.itemsize, limits, machine)
+        choices = prefill.candidates(head_dim, value_dim, dtype.itemsize, limits, machine)
         if queries > hopper.ROWS and hopper.serves(spec, head_dim, value_dim, dtype, machine):
-            return (*hopper.candidates(spec, head_dim, value_dim, machine), plain[0])
-        return tuple(plain)
+            choices = [*hopper.candidates(spec, head_dim, value_dim, machine), *choices]
+        work = model.Work(batch * heads, queries, keys, head_dim, value_dim)
+        return model.ordered(spec, work, choices, dtype.itemsize, machine)[:MOST_TIMED]
     shape = decode.Shape(batch, heads // spec.group, queries, keys, head_dim, value_dim, dtype.itemsize)
-    return tuple(decode.candidates(spec, shape, limits[0] == 32, machine))
+    packed = decode.candidates(spec, shape, limits[0] == 32, machine)
+    if decode_hopper.serves(spec, shape, dtype, machine):
+        packed = [*decode_hopper.candidates(spec, shape, machine), packed[0]]
+        return tuple(decode_model.ordered(spec.group, shape, packed, machine))
+    return tuple(packed)

@@ -8,8 +8,6 @@ from ..ir import AttentionSpec, Reason
 
 LARGEST_RANK, LARGEST_ROPE = 512, 128
 """Of the GPU kernels; the CPU takes any."""
-TRIED_ON_A_GPU = False
-"""The kernels compile and pass in the interpreter; until test_latent_gpu.py has passed on a GPU no model is given to them."""
 
 
 def supports_latent(
@@ -18,8 +16,6 @@ def supports_latent(
     """None if a kernel can be written for q_latent [.., rank], q_rope [.., rope], else the reason and what was found."""
     from .select import supports
 
-    if device_type == "cuda" and not TRIED_ON_A_GPU:
-        return Reason.DEVICE, "cuda: the latent kernels are not tried there yet"
     if device_type == "cuda" and (rank > LARGEST_RANK or rope > LARGEST_ROPE):
         return Reason.HEAD_DIM, f"rank {rank} and rope {rope}, the largest are {LARGEST_RANK} and {LARGEST_ROPE}"
     return supports(spec, 1, 1, dtype, device_type)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -27,24 +29,47 @@ def unit_stride(x: Tensor) -> bool:
     return x.stride(-1) == 1 or x.shape[-1] == 1
 
 
-def layout(tile: list[int], dtype: torch.dtype) -> Any:
+@lru_cache(maxsize=256)
+def layout(tile: tuple[int, ...], dtype: torch.dtype) -> Any:
     """How a tile lies in shared memory."""
     from triton.experimental.gluon import language as gl
 
-    kind = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}[dtype]
-    return gl.NVMMASharedLayout.get_default_for(tile, kind)
+    kind = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16, torch.float32: gl.float32}[dtype]
+    return gl.NVMMASharedLayout.get_default_for(list(tile), kind)
 
 
 def tile_type(kind: str, tile: list[int], dtype: torch.dtype) -> str:
-    """The type of a kernel's argument that describes tiles of `kind` (fp16, bf16)."""
-    return f"tensordesc<{kind}{tile},{layout(tile, dtype)!r}>"
+    """The type of a kernel's argument that describes tiles of `kind` (fp16, bf16, fp32)."""
+    return f"tensordesc<{kind}{tile},{layout(tuple(tile), dtype)!r}>"
 
 
-def describe(x: Tensor, rows: int, dim: int) -> Any:
-    """x [..., S, D] in tiles of rows x dim; what lies outside reads as 0. The stride of a size of 1 is never used."""
+def describe(x: Tensor, *tile: int) -> Any:
+    """x [..., S, D] in tiles of these sizes of its last dims; what lies outside reads as 0, and is not written.
+
+    The stride of a size of 1 is never used.
+    """
+    unused = -(-x.numel() // 8) * 8
+    strides = tuple(stride if size > 1 else unused for stride, size in zip(x.stride()[:-1], x.shape[:-1], strict=True))
+    return _described(x.data_ptr(), tuple(x.shape), (*strides, 1), x.dtype, tile)
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """What a descriptor asks of its tensor, which it does not keep alive."""
+
+    address: int
+    dtype: torch.dtype
+
+    def data_ptr(self) -> int:
+        return self.address
+
+
+@lru_cache(maxsize=4096)
+def _described(
+    address: int, shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, tile: tuple[int, ...]
+) -> Any:
+    """Triton checks each descriptor for some microseconds: those of memory that comes again are remembered."""
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-    unused = -(-x.numel() // 8) * 8
-    strides = [stride if size > 1 else unused for stride, size in zip(x.stride()[:-1], x.shape[:-1], strict=True)]
-    tile = [1] * (x.dim() - 2) + [rows, dim]
-    return TensorDescriptor(x, list(x.shape), [*strides, 1], tile, layout(tile, x.dtype))
+    box = (1,) * (len(shape) - len(tile)) + tile
+    return TensorDescriptor(_Memory(address, dtype), list(shape), list(strides), list(box), layout(box, dtype))

@@ -5,7 +5,7 @@
 Key: spec, shape (keys to the next power of two: a growing sequence is not timed at every step), dtype, GPU, torch, Triton and
 the text of the kernels. The file is JSON beside the generated kernels, written atomically; of two processes that tune at
 once one's findings are found again later. One that cannot be read is as none, and the log says so. Nothing is timed
-under CUDA-graph capture: a graph's warm-up, which runs before, has timed it.
+under CUDA-graph capture: a graph's warm-up, which runs before, has timed it. What the first call cost is logged (TORCH_LOGS).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from time import perf_counter as time_now
 from typing import Any
 
 from . import modules
@@ -29,8 +30,9 @@ _known: dict[str, Choice] = {}
 
 
 def key_of(*facts: object) -> str:
-    """A key of everything that the speed depends on."""
-    return hashlib.sha256("\n".join(map(str, facts)).encode()).hexdigest()[:32]
+    """A key of everything that the speed depends on, and of what a Choice says."""
+    fields = [field.name for field in dataclasses.fields(Choice)]
+    return hashlib.sha256("\n".join(map(str, (*fields, *facts))).encode()).hexdigest()[:32]
 
 
 def known(key: str) -> Choice | None:
@@ -51,6 +53,7 @@ def best(key: str, candidates: Sequence[Choice], time: Callable[[Choice], float]
         return found
     timed: dict[Choice, float] = {}
     errors: list[Exception] = []
+    began = time_now()
     for candidate in candidates:
         try:
             timed[candidate] = time(candidate)
@@ -60,8 +63,8 @@ def best(key: str, candidates: Sequence[Choice], time: Callable[[Choice], float]
     if not timed:
         raise errors[0]
     fastest = min(timed, key=timed.__getitem__)
-    log.info("fastest of %d: %s", len(timed), ", ".join(f"{c} {1e3 * ms:.1f} us" for c, ms in sorted(
-        timed.items(), key=lambda item: item[1])))
+    log.info("fastest of %d, compiled and timed in %.1f s: %s", len(timed), time_now() - began, ", ".join(
+        f"{c} {1e3 * ms:.1f} us" for c, ms in sorted(timed.items(), key=lambda item: item[1])))
     _known[key] = fastest
     _write(key, {"choice": dataclasses.asdict(fastest), "ms": {str(c): ms for c, ms in timed.items()}})
     return fastest

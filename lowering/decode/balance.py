@@ -1,72 +1,110 @@
-"""The key tiles of all items in one line, cut into equal shares
+"""The key tiles of all items in one line, cut into parts
 
 An item is one row tile of one KV head of one sequence; it has as many key tiles as its sequence has live keys, one at
-least. Items stand in a line, sequence by sequence, and program w takes the tiles [w * each, (w + 1) * each). What a
-sequence has is the union of the hulls of its T rows, the same for all its `items` items: the hull may not depend on h.
-Every program finds the whole line for itself from the lengths: B * T bounds, one sum, one running sum.
+least. Items stand in a line, sequence by sequence. What a sequence has is the union of the hulls of its T rows, the same for
+all its `items` items: the hull may not depend on h. Every program finds the line for itself from the lengths: B * T bounds,
+one sum, one running sum.
+
+The cut depends on the lengths and the grid alone, so the same keys are summed in the same order every time: part w, of
+program w, has tiles [w * each, (w + 1) * each). A part that spans two items pays two starts, and items that are cut are
+merged. Where FEW programs for each item (0: there are more items than programs) make shares that are hardly larger than equal
+ones, item x has the programs x * FEW, x * FEW + 1, ... to itself: the line is even.
+
+Shares stay equal although equal shares are not equal times (`BENCHMARKS.md`): parts that whoever is done draws from a counter
+cost more than they even out.
+
+Triton and Gluon have this text alike; `ordinals` and `corners` are their own.
 """
 
 import triton
 import triton.language as tl
 
-from ..scan import hull
+from ..hooks import HAS_HI, HAS_LO, hull_hi, hull_lo
+from .lanes import corners, in_line, ordinals
 
 LEAST_KEYS = tl.constexpr(128)
-NONE = tl.constexpr(2**31 - 1)
+
+
+@triton.jit
+def row_tiles(T, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr):
+    """Row tiles of a KV head; BLOCK_T: no less than T, or 0 if that is not known."""
+    if BLOCK_T > 0 and GROUP * BLOCK_T <= BLOCK_M:
+        return 1
+    else:
+        return tl.cdiv(GROUP * T, BLOCK_M)
+
+
+@triton.jit
+def total_of(x, y):
+    return x + y
 
 
 @triton.jit
 def extents(B, T, S, env, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_T: tl.constexpr):
     """The first visible key and the number of key tiles of each sequence [BLOCK_B]; no tiles past B."""
-    o_b = tl.arange(0, BLOCK_B)
-    b = tl.minimum(o_b, B - 1)[:, None]                                                        # [BLOCK_B, 1]
-    i = tl.minimum(tl.arange(0, BLOCK_T), T - 1)[None, :]                                      # [1, BLOCK_T]
-    lo, hi = hull(b, 0, i, S, env, BLOCK_B)
-    seen = (lo < hi) & (i >= 0)                                                                # [BLOCK_B, BLOCK_T]
-    begin = tl.min(tl.where(seen, lo, S), 1)
-    end = tl.max(tl.where(seen, hi, 0), 1)
+    o_b, o_t = corners(BLOCK_B, BLOCK_T)
+    b = tl.minimum(o_b, B - 1)                                                                 # [BLOCK_B, 1]
+    i = tl.minimum(o_t, T - 1)                                                                 # [1, BLOCK_T]
+    lo = b * 0 + i * 0
+    hi = lo + S
+    if HAS_LO:
+        lo = tl.minimum(tl.maximum(lo + hull_lo(b, 0, i, env), 0), S).to(tl.int32)
+    if HAS_HI:
+        hi = tl.minimum(tl.maximum(hi * 0 + hull_hi(b, 0, i, env), 0), S).to(tl.int32)
+    begin = in_line(tl.min(tl.where(lo < hi, lo, S), 1))
+    end = in_line(tl.max(tl.where(lo < hi, hi, 0), 1))
     tiles = tl.maximum(tl.cdiv(tl.maximum(end - begin, 0), BLOCK_N), 1)
-    return begin, tl.where(o_b < B, tiles, 0)
+    return begin, tl.where(ordinals(BLOCK_B) < B, tiles, 0)
 
 
 @triton.jit
-def share(tiles, items, B, BLOCK_N: tl.constexpr):
-    """(tiles of a program, tiles of each sequence [BLOCK_B]) for `items` items a sequence.
-
-    A program whose share spans two items pays two starts and two merges. Where a share a little larger lets every item be
-    cut at its own start, it is taken, and the items are lengthened to whole shares; what they gained holds no keys.
-    """
-    W = tl.num_programs(0)
-    each = tl.maximum(tl.cdiv(tl.sum(tiles) * items, W), tl.cdiv(LEAST_KEYS, BLOCK_N))
-    whole = each + tl.arange(0, 8) * (1 + each // 32)                                          # [8]
-    programs = tl.sum(tl.cdiv(tiles[:, None], whole[None, :]), 0) * items
-    found = tl.min(tl.where((programs <= W) & (whole <= each + 1 + each // 8), whole, NONE))
-    fits = found < NONE
-    return tl.where(fits, found, each), tl.where(fits, tl.cdiv(tiles, found) * found, tiles)
+def divide(B, T, S, items, FEW, env, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_T: tl.constexpr):
+    """The line: begin, tiles and where it ends, of each sequence [BLOCK_B]; its cut: each, whether it is even."""
+    begin, tiles = extents(B, T, S, env, BLOCK_N, BLOCK_B, BLOCK_T)
+    ends = tiles * items
+    if BLOCK_B > 1:
+        ends = tl.associative_scan(ends, 0, total_of)
+    least = tl.cdiv(LEAST_KEYS, BLOCK_N)
+    share = tl.maximum(tl.cdiv(tl.sum(tiles, 0) * items, tl.num_programs(0)), least)
+    whole = tl.maximum(tl.cdiv(tl.max(tiles, 0), tl.maximum(FEW, 1)), least)
+    even = (FEW > 0) & (whole <= share + 1 + share // 8)
+    return begin, tiles, ends, tl.where(even, whole, share), even
 
 
 @triton.jit
-def item_at(at, tiles, items, BLOCK_B: tl.constexpr):
-    """The item that tile `at` of the line belongs to."""
-    if BLOCK_B == 1:
-        return at // tl.sum(tiles)
-    else:
-        ends = tl.cumsum(tiles * items)
-        b = tl.sum((ends <= at).to(tl.int32))
-        n = tl.sum(tl.where(tl.arange(0, BLOCK_B) == b, tiles, 0))
-        start = tl.sum(tl.where(tl.arange(0, BLOCK_B) < b, tiles, 0)) * items
-        return b * items + (at - start) // n
+def of(x, b):
+    """x[b] of x [BLOCK_B]; 0 where b is not in it."""
+    return tl.sum(tl.where(ordinals(x.shape[0]) == b, x, 0), 0)
 
 
 @triton.jit
-def item_in_line(item, begin, tiles, items, BLOCK_B: tl.constexpr):
-    """An item's first key, its tiles, and where in the line they start."""
-    if BLOCK_B == 1:
-        n = tl.sum(tiles)
-        return tl.sum(begin), n, item * n
-    else:
-        b = item // items
-        o_b = tl.arange(0, BLOCK_B)
-        n = tl.sum(tl.where(o_b == b, tiles, 0))
-        start = tl.sum(tl.where(o_b < b, tiles, 0)) * items
-        return tl.sum(tl.where(o_b == b, begin, 0)), n, start + item % items * n
+def keys_of_part(line, part, items, B, FEW):
+    """Of a part: its first item, how many tiles of that lie before it, how many tiles it has from there on."""
+    _begin, tiles, ends, each, even = line
+    own = part // tl.maximum(FEW, 1)
+    at = part * each
+    b = tl.where(even, own // items, tl.sum((ends <= at).to(tl.int32), 0))
+    n = tl.maximum(of(tiles, b), 1)
+    past = at - (of(ends, b) - n * items)
+    x = past // n
+    before = tl.where(even, (part - own * FEW) * each, past - x * n)
+    rest = tl.where(even, n - before, tl.max(ends, 0) - at)
+    return tl.where(even, own, b * items + x), before, tl.where(b < B, tl.minimum(each, rest), 0)
+
+
+@triton.jit
+def keys_of(line, b):
+    """The first key of the items of sequence b, and their tiles."""
+    return of(line[0], b), of(line[1], b)
+
+
+@triton.jit
+def parts_of(line, item, items, FEW):
+    """The first part of an item, and in how many consecutive ones it lies."""
+    _begin, tiles, ends, each, even = line
+    b = item // items
+    n = tl.maximum(of(tiles, b), 1)
+    at = of(ends, b) - n * items + (item - b * items) * n
+    first = at // each
+    parts = tl.where(even, tl.cdiv(n, each), (at + n - 1) // each - first + 1)
+    return tl.where(even, item * FEW, first), parts

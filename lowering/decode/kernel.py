@@ -3,7 +3,7 @@
 Shapes: q [B, H, T, D]; k [B, H/GROUP, S, D]; v [B, H/GROUP, S, DV]; out [B, H, T, DV]; any strides. Row r = g * T + i of a KV
 head packs query head g, position i: K and V are read once for all its query heads. An item is a tile of BLOCK_M such rows.
 Grid: fixed by shapes (CUDA graphs); nothing is read on the host. BALANCED: any number of programs, each takes an equal share
-of all live key tiles (`share`), a part of an item, a whole one or several. Else SPLITS programs an item, each a part of
+of all live key tiles (`balance`), a part of an item, a whole one or several. Else SPLITS programs an item, each a part of
 the hull of its rows in whole tiles.
 Out: a program that has all of an item stores it. Else it leaves its part in the workspace and counts itself in
 counters [items]; the last to come joins the parts (`merge`) and sets the counter back to 0, for the next launch.
@@ -14,20 +14,23 @@ import triton
 import triton.language as tl
 
 from ..hooks import HAS_RESIDUE, HAS_SINK, sink
-from ..keys import keys_of
+from ..keys import head_of
 from ..packed import load_packed
 from ..scan import hull, join_sink, normalise, nothing, scan, tile_range, visit
-from .balance import extents, item_at, item_in_line, share
+from .balance import divide, keys_of, keys_of_part, parts_of, row_tiles
 from .merge import merge, slot_of, store_part, store_rows
 
 
 @triton.jit
-def rows_of(x, r0, H, T, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, R: tl.constexpr):
+def rows_of(x, r0, H, T, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, R: tl.constexpr):
     """Item x of a sequence: its KV head; rows r0 .. r0 + R of its tile: h, i and whether there is such a row [R, 1]."""
-    tiles = tl.cdiv(GROUP * T, BLOCK_M)
+    tiles = row_tiles(T, GROUP, BLOCK_M, BLOCK_T)
     row = (x % tiles * BLOCK_M + r0 + tl.arange(0, R))[:, None]
     r = tl.minimum(row, GROUP * T - 1)                              # rows past the end repeat the last one, unstored
-    return x // tiles, x // tiles * GROUP + r // T, r % T, row < GROUP * T
+    if BLOCK_T == 1:
+        return x // tiles, x // tiles * GROUP + r, r * 0, row < GROUP
+    else:
+        return x // tiles, x // tiles * GROUP + r // T, r % T, row < GROUP * T
 
 
 @triton.jit
@@ -43,12 +46,12 @@ def stream(b_q, first, last, lo, hi, at, keys, env, D: tl.constexpr, DV: tl.cons
 
 @triton.jit
 def join_parts(workspace, out, out_strides, item, holder, parts, H, T, DV: tl.constexpr, GROUP: tl.constexpr,
-               BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_DV: tl.constexpr, PER: tl.constexpr):
+               BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_DV: tl.constexpr, PER: tl.constexpr):
     """out of an item whose parts programs holder, ..., holder + parts - 1 have left, BLOCK_R rows at a time."""
-    items = tl.cdiv(GROUP * T, BLOCK_M) * (H // GROUP)
+    items = row_tiles(T, GROUP, BLOCK_M, BLOCK_T) * (H // GROUP)
     rows = tl.minimum(GROUP * T, BLOCK_M)
     for r0 in tl.range(0, rows, BLOCK_R, num_stages=1):
-        _, h, i, m_row = rows_of(item % items, r0, H, T, GROUP, BLOCK_M, BLOCK_R)
+        _, h, i, m_row = rows_of(item % items, r0, H, T, GROUP, BLOCK_M, BLOCK_T, BLOCK_R)
         m_row = m_row & (r0 + tl.arange(0, BLOCK_R) < rows)[:, None]
         o = merge(workspace, holder, parts, r0, rows, DV, BLOCK_DV, BLOCK_M, BLOCK_R, PER)
         store_rows(out, out_strides, o, (item // items).to(tl.int64), h, i, m_row, DV)
@@ -56,18 +59,18 @@ def join_parts(workspace, out, out_strides, item, holder, parts, H, T, DV: tl.co
 
 @triton.jit
 def attend_part(tensors, item, first, last, part, parts, holder, H, T, S, env, D: tl.constexpr, DV: tl.constexpr,
-                GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
+                GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr,
                 BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, STAGES: tl.constexpr, PER: tl.constexpr, UPCAST: tl.constexpr):
     """Keys [first, last) of an item: part `part` of `parts`, of which program `holder` has the first."""
     q, q_strides, k, k_strides, v, v_strides, out, out_strides, workspace, counters = tensors
-    items = tl.cdiv(GROUP * T, BLOCK_M) * (H // GROUP)
+    items = row_tiles(T, GROUP, BLOCK_M, BLOCK_T) * (H // GROUP)
     b = item // items
     b64 = b.to(tl.int64)
-    kv_head, h, i, m_row = rows_of(item % items, 0, H, T, GROUP, BLOCK_M, BLOCK_M)
+    kv_head, h, i, m_row = rows_of(item % items, 0, H, T, GROUP, BLOCK_M, BLOCK_T, BLOCK_M)
     lo, hi = hull(b, h, i, S, env, BLOCK_M)
     last = tl.minimum(last, tile_range(lo, hi, S)[1])
     b_q = load_packed(q, q_strides, b64, h, i, D, BLOCK_D)                                   # [M, D]
-    keys = keys_of(k, k_strides, v, v_strides, b64, kv_head)
+    keys = head_of(k, k_strides, v, v_strides, b64, kv_head)
     if HAS_RESIDUE:
         acc, m, l = scan(b_q, first, last, (first, last), lo, hi, S, (b, h, i), (b, h, i), keys, env, D, DV, BLOCK_N,
                          BLOCK_DV, STAGES, UPCAST)
@@ -83,39 +86,39 @@ def attend_part(tensors, item, first, last, part, parts, holder, H, T, S, env, D
         tl.debug_barrier()                                          # all threads have stored before one of them counts
         if tl.atomic_add(counters + item, 1, sem="acq_rel") == parts - 1:
             tl.store(counters + item, 0)
-            join_parts(workspace, out, out_strides, item, holder, parts, H, T, DV, GROUP, BLOCK_M, BLOCK_R, BLOCK_DV, PER)
+            join_parts(workspace, out, out_strides, item, holder, parts, H, T, DV, GROUP, BLOCK_M, BLOCK_T, BLOCK_R, BLOCK_DV,
+                       PER)
 
 
-@triton.jit(do_not_specialize=["B", "H", "T", "S", "SPLITS"])
-def decode(q, q_strides, k, k_strides, v, v_strides, out, out_strides, workspace, counters, B, H, T, S, SPLITS,
+@triton.jit(do_not_specialize=["B", "H", "T", "S", "SPLITS", "FEW"])
+def decode(q, q_strides, k, k_strides, v, v_strides, out, out_strides, workspace, counters, B, H, T, S, SPLITS, FEW,
            operands, D: tl.constexpr, DV: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
            BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr,
            BALANCED: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr):
     env = operands
     tensors = (q, q_strides, k, k_strides, v, v_strides, out, out_strides, workspace, counters)
     pid = tl.program_id(0)
-    items = tl.cdiv(GROUP * T, BLOCK_M) * (H // GROUP)                                       # of one sequence
+    KNOWN_T: tl.constexpr = BLOCK_T if BALANCED else 0
+    items = row_tiles(T, GROUP, BLOCK_M, KNOWN_T) * (H // GROUP)                             # of one sequence
     if BALANCED:
-        begin, tiles = extents(B, T, S, env, BLOCK_N, BLOCK_B, BLOCK_T)
-        each, tiles = share(tiles, items, B, BLOCK_N)
-        total = tl.sum(tiles) * items
-        at = tl.minimum(pid * each, total - 1)
-        stop = tl.minimum(pid * each + each, total)
-        beyond = tl.where(pid * each < total, item_at(stop - 1, tiles, items, BLOCK_B) + 1, 0)
-        for item in tl.range(item_at(at, tiles, items, BLOCK_B), beyond, num_stages=1):
-            start, n, line = item_in_line(item, begin, tiles, items, BLOCK_B)
-            holder = line // each
-            first = tl.maximum(at - line, 0)
-            last = tl.minimum(n, stop - line)
-            attend_part(tensors, item, start + first * BLOCK_N, start + last * BLOCK_N, pid - holder,
-                        (line + n - 1) // each - holder + 1, holder, H, T, S, env, D, DV, GROUP, BLOCK_M, BLOCK_N, BLOCK_R,
-                        BLOCK_D, BLOCK_DV, STAGES, 2, UPCAST)
+        line = divide(B, T, S, items, FEW, env, BLOCK_N, BLOCK_B, BLOCK_T)
+        item, before, left = keys_of_part(line, pid, items, B, FEW)
+        while left > 0:
+            start, n = keys_of(line, item // items)
+            count = tl.minimum(n - before, left)
+            holder, parts = parts_of(line, item, items, FEW)
+            first = start + before * BLOCK_N
+            attend_part(tensors, item, first, first + count * BLOCK_N, pid - holder, parts, holder, H, T, S, env, D, DV,
+                        GROUP, BLOCK_M, BLOCK_N, KNOWN_T, BLOCK_R, BLOCK_D, BLOCK_DV, STAGES, 2, UPCAST)
+            left -= count
+            item += 1
+            before = 0
     else:
         part = pid % SPLITS
         item = pid // SPLITS
-        _, h, i, _ = rows_of(item % items, 0, H, T, GROUP, BLOCK_M, BLOCK_M)
+        _, h, i, _ = rows_of(item % items, 0, H, T, GROUP, BLOCK_M, KNOWN_T, BLOCK_M)
         lo, hi = hull(item // items, h, i, S, env, BLOCK_M)
         start, end = tile_range(lo, hi, S)
         each = tl.cdiv(tl.cdiv(tl.maximum(end - start, 0), BLOCK_N), SPLITS) * BLOCK_N
         attend_part(tensors, item, start + part * each, start + (part + 1) * each, part, SPLITS, pid - part, H, T, S, env,
-                    D, DV, GROUP, BLOCK_M, BLOCK_N, BLOCK_R, BLOCK_D, BLOCK_DV, STAGES, 1, UPCAST)
+                    D, DV, GROUP, BLOCK_M, BLOCK_N, KNOWN_T, BLOCK_R, BLOCK_D, BLOCK_DV, STAGES, 1, UPCAST)

@@ -1,7 +1,8 @@
 """Tiles of the Hopper kernel, by head dim; what it serves.
 
-Bytes = q tile + STAGES * (k tile + v tile) <= shared memory of a block. Registers of a thread of a multiplying warpgroup, of
-the 240 it has: acc DV / 2 + scores BLOCK_N / 2 + weights BLOCK_N / 4, and as many again for the score where it is not linear.
+Bytes = q tiles + STAGES * (k tile + v tile) + out tile <= shared memory of a block; two q tiles where they fit, so that the
+next item's is there in time. Registers of a thread of a multiplying warpgroup, of the 240 it has (160 where there are three):
+acc DV / 2 + scores BLOCK_N / 2 + weights BLOCK_N / 4, and as many again for the score where it is not linear.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ import importlib.util
 from functools import lru_cache
 from pathlib import Path
 
+import sympy
 import torch
 
 from ... import expr as E
 from ...ir import AttentionSpec
 from ..choice import Choice, padded, padded_value
 from ..machine import Machine
-from ..prefill.config import room
 
 ROWS = 64
 """Rows of a warpgroup."""
@@ -25,15 +26,23 @@ SECTION_BYTES = 24 << 20
 
 # (block_m, block_n, stages), in order of preference
 _TILES = ((128, 128, 2), (128, 64, 2), (128, 32, 2))
+_NARROW = ((192, 128, 2), (128, 128, 2), (128, 64, 2))
+"""Where the value dim is 64 at most: a third warpgroup, for exponentials bind and not products."""
 
 
 def serves(spec: AttentionSpec, head_dim: int, value_dim: int, dtype: torch.dtype, machine: Machine) -> bool:
-    """Whether there is a kernel: for hulls alone, in 16 bits, with rows of whole 16 bytes."""
+    """Whether there is a kernel: for hulls and classed tiles, in 16 bits, with rows of whole 16 bytes."""
     return (
         machine.backend == "cuda" and machine.capability == (9, 0) and dtype in (torch.float16, torch.bfloat16)
-        and room(spec) == (128, 128) and padded_value(head_dim, value_dim) == padded(value_dim)
+        and _planned(spec) and padded_value(head_dim, value_dim) == padded(value_dim)
         and head_dim % 8 == value_dim % 8 == 0 and has_gluon()
     )
+
+
+def _planned(spec: AttentionSpec) -> bool:
+    """Whether only tiles at an edge ask more than their scores: of each element, or of a residue."""
+    by_element = any({E.i, E.j} <= load.free_symbols for load in E.loads(spec.score))
+    return not by_element and (spec.residue == sympy.true or spec.tile is not None)
 
 
 @lru_cache(maxsize=1)
@@ -51,16 +60,49 @@ def configure(spec: AttentionSpec, head_dim: int, value_dim: int, machine: Machi
 
 def candidates(spec: AttentionSpec, head_dim: int, value_dim: int, machine: Machine) -> list[Choice]:
     """Those that fit, the preferred first; the smallest if none does."""
-    all_ = [Choice("hopper", *tile[:2], 4, tile[2], ping_pong=turns, persistent=stays)
-            for tile in _TILES for turns, stays in ((True, True), (True, False), (False, True))]
+    tiles = _NARROW if padded(value_dim) <= 64 else _TILES
+    all_ = [Choice("hopper", *tile[:2], 4, tile[2], ping_pong=turns, persistent=True, overlap=overlap)
+            for tile in tiles for turns, overlap in _forms(spec, tile[0], head_dim, value_dim)]
     return [choice for choice in all_ if _fits(spec, choice, head_dim, value_dim, machine)] or all_[-3:]
 
 
+def _forms(spec: AttentionSpec, block_m: int, head_dim: int, value_dim: int) -> tuple[tuple[int, bool], ...]:
+    """ping_pong and overlap, the preferred first: overlap where two warpgroups meet few tiles at an edge (BENCHMARKS.md)."""
+    if block_m > 2 * ROWS or spec.lo != 0 or spec.tile is not None:
+        return (1, False), (0, False), (1, True)
+    if padded(head_dim) == padded(value_dim) == 128:
+        return (0, True), (1, True), (1, False)
+    return (1, True), (0, True), (1, False)
+
+
 def _fits(spec: AttentionSpec, choice: Choice, head_dim: int, value_dim: int, machine: Machine) -> bool:
-    d, dv = sum(columns(head_dim)), padded(value_dim)
-    size = 2 * (choice.block_m * d + choice.stages * choice.block_n * (d + dv)) + 2 * ROWS * dv + 2048
     linear = spec.score.as_coeff_Mul()[1] == E.s
-    return size <= machine.shared_memory and dv / 2 + choice.block_n * (1 if linear else 2) <= 200
+    needed = padded(value_dim) / 2 + choice.block_n * (1 if linear else 2)
+    few = choice.block_m > 2 * ROWS and (spec.tile is not None or not linear)
+    return _bytes(choice, head_dim, value_dim, 1) <= machine.shared_memory and needed <= 200 and not few
+
+
+def query_stages(choice: Choice, head_dim: int, value_dim: int, shared_memory: int) -> int:
+    """How many q tiles a block holds; shared_memory in bytes."""
+    return 2 if _bytes(choice, head_dim, value_dim, 2, padded(value_dim)) <= shared_memory else 1
+
+
+def out_columns(choice: Choice, head_dim: int, value_dim: int, shared_memory: int) -> int:
+    """Columns of the tile through which a result leaves: half of them where the whole has no room."""
+    dv = padded(value_dim)
+    return dv if _bytes(choice, head_dim, value_dim, 1, dv) <= shared_memory else dv // 2
+
+
+def _bytes(choice: Choice, head_dim: int, value_dim: int, query_stages: int, out: int = 0) -> int:
+    """Of shared memory, with the smallest or the given tile of results."""
+    d, dv = sum(columns(head_dim)), padded(value_dim)
+    tiles = choice.block_m * (query_stages * d + (out or dv // 2)) + choice.stages * choice.block_n * (d + dv)
+    return 2 * tiles + 1024
+
+
+def registers(choice: Choice) -> tuple[int, int, int]:
+    """Of a thread: at the start, of a multiplying warpgroup, of the warps that plan and load. 65536 in all."""
+    return (168, 240, 24) if choice.block_m == 2 * ROWS else (128, 160, 32)
 
 
 def columns(head_dim: int) -> tuple[int, int]:
@@ -70,6 +112,7 @@ def columns(head_dim: int) -> tuple[int, int]:
     return (whole // 2, rest) if rest < whole // 2 else (whole, 0)
 
 
+@lru_cache(maxsize=1024)
 def section(heads: int, group: int, keys: int, dims: int) -> int:
     """How many of `heads` (all, of all sequences) are worked on together; divides them; dims = D + DV, 16 bits each."""
     most = max(1, SECTION_BYTES // (2 * keys * dims)) * group

@@ -1,84 +1,80 @@
 """out[b,h,i,:] = sum_j exp(a_j) v[b,h//GROUP,j,:] / sum_j exp(a_j)      a = score(q[b,h,i,:] . k[b,h//GROUP,j,:])
 
-FlashAttention-3 (Shah et al., 2024) for Hopper: one warp loads tiles by TMA into rings of STAGES in shared memory, two
-warpgroups of 64 rows each multiply. A warpgroup issues the scores of the next tile, then the values of this one, and
-computes the next weights while the values are summed; weights stay in registers, as the left operand.
+FlashAttention-3 (Shah et al., 2024) for Hopper: one warp plans, one loads tiles by TMA into rings of STAGES in shared memory,
+BLOCK_M / 64 warpgroups of 64 rows each multiply. A warpgroup issues the scores of the next tile, then the values of this one,
+and computes the next weights while the values are summed; weights stay in registers, as the left operand.
 Shapes: q [B, H, T, D]; k [B, H/GROUP, S, D]; v [B, H/GROUP, S, DV]; out [B, H, T, DV]; unit stride in D, others by 16 bytes.
 q, k hold the first BLOCK_D columns, q_rest, k_rest the BLOCK_REST after them: 192 = 128 + 64.
-Grid: as many blocks as processors, or as items of work; `tiles.py`.
-Traffic: (D + DV) * itemsize bytes per query, and per key of the tile's hull. FLOPs: 2 (D + DV) per visible (i, j).
-
-Barriers. A ring has two per slot: `full` (1 arrival, by TMA) and `empty` (one arrival a warpgroup). Use n of a ring is slot
-n % STAGES, and its phase n // STAGES % 2: who reads waits for full at the phase, who writes for empty at the other, which a
-new barrier lets pass. Q is a ring of one slot. With PING_PONG, warpgroup w issues products when it has the turn: it waits at
-turn[w] and arrives at turn[w + 1]; the first finds its own open.
+Grid: as many blocks as processors, or as items of work; `plan.py`. counter: int32, 0 before and after. lists: int32, `room` for
+each of ITEMS messages of a block, where tiles are classed.
+Traffic: (D + DV) * itemsize bytes per query, and per key of the live tiles. FLOPs: 2 (D + DV) per visible (i, j).
 """
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
+from ..hooks import HAS_TILE
+from .classed import list_of
+from .messages import channel, receive, ring
 from .multiply import multiply
-from .tiles import WARPGROUPS, item, key_range, rounds, slot
+from .plan import place, plan
+from .tiles import slot
+
+AHEAD = gl.constexpr(2)
+AHEAD_LISTED = gl.constexpr(8)                                      # a list takes the planner as long as some tiles
 
 
 @gluon.jit
-def load_tile(descs, bufs, bars, use, b, h, row, STAGES: gl.constexpr, BLOCK_D: gl.constexpr, REST: gl.constexpr):
-    """Rows from `row` on of one head into a slot of a ring [STAGES, 1, 1, rows, BLOCK_D]; with REST into two."""
+def load_tile(descs, bufs, bars, use, b, h, row, PARTS: gl.constexpr):
+    """PARTS tiles of rows, from `row` on, of one head, into a slot of a ring; the columns in one tile or in two."""
     full, empty = bars
-    at, phase = slot(use, STAGES)
+    at, phase = slot(use, full.shape[0])
+    ROWS: gl.constexpr = descs[0].block_type.shape[2]
+    COLUMNS: gl.constexpr = descs[0].block_type.shape[3]
     mbarrier.wait(empty.index(at), phase ^ 1)
     bar = full.index(at)
-    mbarrier.expect(bar, descs[0].block_type.nbytes + (descs[1].block_type.nbytes if REST else 0))
-    tma.async_copy_global_to_shared(descs[0], [b, h, row, 0], bar, bufs[0].index(at))
-    if REST:
-        tma.async_copy_global_to_shared(descs[1], [b, h, row, BLOCK_D], bar, bufs[1].index(at))
+    mbarrier.expect(bar, PARTS * (descs[0].block_type.nbytes + (descs[1].block_type.nbytes if len(descs) > 1 else 0)))
+    for part in gl.static_range(PARTS):
+        tma.async_copy_global_to_shared(descs[0], [b, h, row + part * ROWS, 0], bar, bufs[0].index(at * PARTS + part))
+        if len(descs) > 1:
+            tma.async_copy_global_to_shared(descs[1], [b, h, row + part * ROWS, COLUMNS], bar, bufs[1].index(at * PARTS + part))
 
 
 @gluon.jit
-def load_queries(descs, bufs, bars, use, b, h, row, BLOCK_D: gl.constexpr, REST: gl.constexpr):
-    """The rows of an item, 64 for each warpgroup, under one barrier."""
-    full, empty = bars
-    mbarrier.wait(empty.index(0), use % 2 ^ 1)
-    bar = full.index(0)
-    mbarrier.expect(bar, WARPGROUPS * (descs[0].block_type.nbytes + (descs[1].block_type.nbytes if REST else 0)))
-    for wg in gl.static_range(WARPGROUPS):
-        tma.async_copy_global_to_shared(descs[0], [b, h, row + wg * 64, 0], bar, bufs[0].index(wg))
-        if REST:
-            tma.async_copy_global_to_shared(descs[1], [b, h, row + wg * 64, BLOCK_D], bar, bufs[1].index(wg))
-
-
-@gluon.jit
-def load(descs, bufs, bars, sizes, env, GROUP: gl.constexpr, STAGES: gl.constexpr, BLOCK_M: gl.constexpr,
-         BLOCK_N: gl.constexpr, BLOCK_D: gl.constexpr, BLOCK_REST: gl.constexpr):
-    """The producer: for each item Q once, for each tile of keys K, then V of the tile before: V is needed that much later."""
+def load(descs, bufs, bars, items, lists, sizes, GROUP: gl.constexpr):
+    """The loader: for each tile of keys K, then V of the tile before, which is needed that much later; Q for each item."""
     q, k, v = descs
     b_q, b_k, b_v = bufs
     q_bars, k_bars, v_bars = bars
-    H, T, S, tiles, section, work = sizes
+    BLOCK_N: gl.constexpr = b_k[0].shape[3]
+    QUERIES: gl.constexpr = q_bars[0].shape[0]
+    WARPGROUPS: gl.constexpr = b_q[0].shape[0] // QUERIES
     use = 0
-    for turn in range(rounds(work)):
-        b, h, row = item(turn, H, tiles, section, BLOCK_M)
-        _begin, _end, first, count = key_range(b, h, row, T, S, env, BLOCK_M, BLOCK_N)
-        last = first + (count - 1) * BLOCK_N
-        load_tile(k, b_k, k_bars, use, b, h // GROUP, last, STAGES, BLOCK_D, BLOCK_REST)
-        load_queries(q, b_q, q_bars, turn, b, h, row, BLOCK_D, BLOCK_REST)
-        for at in range(1, count):
-            load_tile(k, b_k, k_bars, use + at, b, h // GROUP, last - at * BLOCK_N, STAGES, BLOCK_D, BLOCK_REST)
-            load_tile(v, b_v, v_bars, use + at - 1, b, h // GROUP, last - (at - 1) * BLOCK_N, STAGES, BLOCK_D, 0)
-        load_tile(v, b_v, v_bars, use + count - 1, b, h // GROUP, first, STAGES, BLOCK_D, 0)
-        use += count
-
-
-@gluon.jit
-def ring(STAGES: gl.constexpr):
-    """full, empty: the barriers of a ring."""
-    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for at in gl.static_range(STAGES):
-        mbarrier.init(full.index(at), count=1)
-        mbarrier.init(empty.index(at), count=WARPGROUPS)
-    return full, empty
+    n = 0
+    before = (sizes[0] * 0, sizes[0] * 0, sizes[0] * 0)
+    item = receive(items, 0)
+    while item[7] > 0:
+        b = item[0]
+        h = item[1]
+        count = item[7]
+        p_list = list_of(lists, n, sizes)
+        nearly = gl.maximum(count - (AHEAD_LISTED if HAS_TILE else AHEAD), 0)
+        for t in range(count):
+            mbarrier.arrive(items[3], pred=t == nearly)
+            j0 = place(item, t, p_list, sizes, BLOCK_N)
+            if QUERIES > 1 and t == 0:
+                load_tile(q, b_q, q_bars, n, b, h, item[2], WARPGROUPS)
+            load_tile(k, b_k, k_bars, use, b, h // GROUP, j0, 1)
+            if use > 0:
+                load_tile(v, b_v, v_bars, use - 1, before[0], before[1], before[2], 1)
+            if QUERIES == 1 and t == 0:                             # its slot is free when all values before have been summed
+                load_tile(q, b_q, q_bars, n, b, h, item[2], WARPGROUPS)
+            before = (b, h // GROUP, j0)
+            use += 1
+        n += 1
+        item = receive(items, n)
+    load_tile(v, b_v, v_bars, use - 1, before[0], before[1], before[2], 1)
 
 
 @gluon.jit
@@ -89,26 +85,35 @@ def space(desc, STAGES: gl.constexpr):
     return gl.allocate_shared_memory(desc.dtype, [STAGES, 1, 1, ROWS, COLUMNS], desc.layout)
 
 
-@gluon.jit(do_not_specialize=["H", "T", "S", "tiles", "section", "work"])
-def hopper(q, q_rest, k, k_rest, v, out, out_strides, H, T, S, tiles, section, work,
-           operands, DV: gl.constexpr, GROUP: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
-           BLOCK_D: gl.constexpr, BLOCK_REST: gl.constexpr, STAGES: gl.constexpr, PING_PONG: gl.constexpr):
+@gluon.jit(do_not_specialize=["H", "T", "S", "tiles", "section", "work", "room"])
+def hopper(q, q_rest, k, k_rest, v, out, counter, lists, H, T, S, tiles, section, work, room,
+           operands, GROUP: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
+           BLOCK_D: gl.constexpr, BLOCK_REST: gl.constexpr, STAGES: gl.constexpr, QUERIES: gl.constexpr,
+           PING_PONG: gl.constexpr, POLY: gl.constexpr, OVERLAP: gl.constexpr, REGISTERS: gl.constexpr, FEW: gl.constexpr):
     env = operands
-    wide = (space(q, WARPGROUPS), space(k, STAGES), space(v, STAGES))
+    WARPGROUPS: gl.constexpr = BLOCK_M // 64
     descs = ((q,), (k,), (v,))
-    bufs = ((wide[0],), (wide[1],), (wide[2],))
+    bufs = ((space(q, QUERIES * WARPGROUPS),), (space(k, STAGES),), (space(v, STAGES),))
     if BLOCK_REST:
         descs = ((q, q_rest), (k, k_rest), (v,))  # type: ignore[assignment]
-        bufs = ((wide[0], space(q_rest, WARPGROUPS)), (wide[1], space(k_rest, STAGES)), (wide[2],))  # type: ignore[assignment]
-    bars = (ring(1), ring(STAGES), ring(STAGES))
-    turn_bars = gl.allocate_shared_memory(gl.int64, [WARPGROUPS, 1], mbarrier.MBarrierLayout())
-    for wg in gl.static_range(WARPGROUPS):
-        mbarrier.init(turn_bars.index(wg), count=1)
+        bufs = ((bufs[0][0], space(q_rest, QUERIES * WARPGROUPS)), (bufs[1][0], space(k_rest, STAGES)), bufs[2])  # type: ignore[assignment]
+    bars = (ring(QUERIES, WARPGROUPS), ring(STAGES, WARPGROUPS), ring(STAGES, WARPGROUPS))
+    items = channel(WARPGROUPS)
     fence_async_shared()
-    sizes = (H, T, S, tiles, section, work)
-    to = (out, out_strides)
-    gl.warp_specialize([
-        (multiply, (0, bufs, bars, turn_bars, sizes, env, to, STAGES, BLOCK_M, BLOCK_N, BLOCK_REST, DV, PING_PONG)),
-        (multiply, (1, bufs, bars, turn_bars, sizes, env, to, STAGES, BLOCK_M, BLOCK_N, BLOCK_REST, DV, PING_PONG)),
-        (load, (descs, bufs, bars, sizes, env, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_D, BLOCK_REST)),
-    ], [4, 1], [240, 24])
+    sizes = (H, T, S, tiles, section, work, room)
+    to = (out, space(out, WARPGROUPS))
+    if WARPGROUPS == 2:
+        gl.warp_specialize([
+            (multiply, (0, bufs, bars, items, lists, sizes, env, to, PING_PONG, POLY, OVERLAP)),
+            (multiply, (1, bufs, bars, items, lists, sizes, env, to, PING_PONG, POLY, OVERLAP)),
+            (load, (descs, bufs, bars, items, lists, sizes, GROUP)),
+            (plan, (items, counter, lists, sizes, env, BLOCK_M, BLOCK_N)),
+        ], [4, 1, 1], [REGISTERS, FEW, FEW])
+    else:
+        gl.warp_specialize([
+            (multiply, (0, bufs, bars, items, lists, sizes, env, to, PING_PONG, POLY, OVERLAP)),
+            (multiply, (1, bufs, bars, items, lists, sizes, env, to, PING_PONG, POLY, OVERLAP)),
+            (multiply, (2, bufs, bars, items, lists, sizes, env, to, PING_PONG, POLY, OVERLAP)),
+            (load, (descs, bufs, bars, items, lists, sizes, GROUP)),
+            (plan, (items, counter, lists, sizes, env, BLOCK_M, BLOCK_N)),
+        ], [4, 4, 1, 1], [REGISTERS, REGISTERS, FEW, FEW])

@@ -1,142 +1,148 @@
-"""acc = sum_j p_j v_j, the consumer of the Hopper kernel: 64 rows of each row tile against the keys of its hull
+"""acc = sum_j p_j v_j, the consumer of the Hopper kernel: 64 rows of each item against its live tiles of keys
 
-Tiles of keys come from the last to the first: under a causal mask the first to come is the one on the diagonal. While the
-values of one tile are summed, the weights of the next are computed from its scores. Products in flight at each point:
+While the values of one tile are summed, the weights of the next are computed from its scores; the first tile of an item is
+taken up beside the values of the last of the item before, so that the tensor cores do not wait between items. Products in
+flight at each point of a step:
 
     scores t + 1, values t          both begun
     wait for all but one            scores t + 1 are there; the slot of K is free
     weights t + 1                   values t still running
     wait for all                    sums are there; the slot of V is free
+
+ptxas moves the last wait above the weights, for nothing orders it against arithmetic, unless a branch stands between. With
+OVERLAP one does: V of t + 1 is awaited there, and not before its product.
 """
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, warpgroup_mma, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 
-from ..hooks import HAS_LO, HAS_SINK, sink
-from .softmax import join_sink, weigh
-from .tiles import WARPGROUPS, hull, item, key_range, least, most, rounds, slot
-
-
-@gluon.jit
-def flat(buf, at, rows: gl.constexpr):
-    """Slot `at` of a ring [STAGES, 1, 1, rows, columns] as [rows, columns]."""
-    return buf.index(at).reshape([rows, buf.shape[4]])
-
-
-@gluon.jit
-def scores(b_q, b_k, wg: gl.constexpr, at, BLOCK_N: gl.constexpr, BLOCK_REST: gl.constexpr):
-    """s [64, N] = q kT, begun but not awaited."""
-    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
-    s = gl.zeros([64, BLOCK_N], gl.float32, layout)
-    s = warpgroup_mma(flat(b_q[0], wg, 64), flat(b_k[0], at, BLOCK_N).permute([1, 0]), s, use_acc=False, is_async=True)
-    if BLOCK_REST:
-        s = warpgroup_mma(flat(b_q[1], wg, 64), flat(b_k[1], at, BLOCK_N).permute([1, 0]), s, is_async=True)
-    return s
+from ..hooks import HAS_RESIDUE
+from .classed import list_of
+from .messages import ITEMS, leave_turn, receive, take_turn
+from .plan import place
+from .products import clean, flat, scores
+from .results import factor, store
+from .tiles import hull, slot
+from .weigh import look, pack, thread_sums, unpack, weigh
 
 
 @gluon.jit
-def clean(b_v, at, j0, begin, end, BLOCK_N: gl.constexpr, DV: gl.constexpr):
-    """Zeroes the rows of a tile of v that no row sees: their weight is 0, but they may hold NaN.
+def step(wg: gl.constexpr, bufs, bars, n, use, j0, rows, m, l, packed, acc, env, FIRST: gl.constexpr, MASKED: gl.constexpr,
+         PING_PONG: gl.constexpr, POLY: gl.constexpr, OVERLAP: gl.constexpr):
+    """The weights of use `use` of the rings and the values of the one before, of another item if FIRST, of none if it is use 0.
 
-    Each warpgroup does so, with the same bytes, so that none waits for another.
+    m [64], l [64, 4], packed weights [64, N / 2], acc [64, DV], and by what acc shrinks [64]; rows = (b, h, i), lo, hi.
     """
-    if (j0 < begin) | (j0 + BLOCK_N > end):
-        layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // DV, DV // 8], [4, 1], [1, 0])
-        j = j0 + gl.arange(0, BLOCK_N, gl.SliceLayout(1, layout))
-        tile = flat(b_v, at, BLOCK_N)
-        value = tile.load(layout)
-        tile.store(gl.where(((j >= begin) & (j < end))[:, None], value, 0.0))
-        fence_async_shared()
-
-
-@gluon.jit
-def store(to, b, h, row, T, b_out, DV: gl.constexpr):
-    """64 rows from `row` on of one head; b_out [64, BLOCK_DV]."""
-    out, strides = to
-    BLOCK_DV: gl.constexpr = b_out.shape[1]
-    layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // BLOCK_DV, BLOCK_DV // 8], [4, 1], [1, 0])
-    o_m = row + gl.arange(0, 64, gl.SliceLayout(1, layout))
-    o_d = gl.arange(0, BLOCK_DV, gl.SliceLayout(0, layout))
-    p_out = out + b.to(gl.int64) * strides[0] + h.to(gl.int64) * strides[1]
-    p_out = p_out + o_m.to(gl.int64)[:, None] * strides[2] + o_d[None, :]
-    gl.store(p_out, gl.convert_layout(b_out, layout), mask=(o_m < T)[:, None] & (o_d < DV)[None, :])
-
-
-@gluon.jit
-def multiply(wg: gl.constexpr, bufs, bars, turn_bars, sizes, env, to, STAGES: gl.constexpr, BLOCK_M: gl.constexpr,
-             BLOCK_N: gl.constexpr, BLOCK_REST: gl.constexpr, DV: gl.constexpr, PING_PONG: gl.constexpr):
-    """A consumer: rows 64 wg .. 64 wg + 63 of each item."""
-    b_q, b_k, b_v = bufs
     q_bars, k_bars, v_bars = bars
-    H, T, S, tiles, section, work = sizes
-    BLOCK_DV: gl.constexpr = b_v[0].shape[4]
+    STAGES: gl.constexpr = k_bars[0].shape[0]
+    QUERIES: gl.constexpr = q_bars[0].shape[0]
+    WARPGROUPS: gl.constexpr = bufs[0][0].shape[0] // QUERIES
+    BLOCK_N: gl.constexpr = bufs[1][0].shape[3]
+    kind: gl.constexpr = bufs[2][0].dtype
+    at, lo, hi = rows
+    k_at, k_phase = slot(use, STAGES)
+    v_at, v_phase = slot(gl.maximum(use - 1, 0) if FIRST else use - 1, STAGES)
+    some = use > 0 if FIRST else True
+    p = unpack(packed, kind, gl.DotOperandLayout(0, acc.type.layout, 2))                       # [64, N]
+    marks = 0
+    if HAS_RESIDUE and MASKED:
+        marks = look(j0, lo, hi, at, env, BLOCK_N)
+    mbarrier.wait(k_bars[0].index(k_at), k_phase)
+    q_at, q_phase = slot(n, QUERIES)
+    if FIRST:
+        mbarrier.wait(q_bars[0].index(q_at), q_phase)
+    if PING_PONG:
+        take_turn(wg)
+    s_next = scores(bufs[0], bufs[1], q_at * WARPGROUPS + wg, k_at)                            # [64, N]
+    if PING_PONG == 2:
+        leave_turn(wg, WARPGROUPS)
+    if not OVERLAP:
+        mbarrier.wait(v_bars[0].index(v_at), v_phase, pred=some)
+    o_next = warpgroup_mma(p, flat(bufs[2][0], v_at), acc, is_async=True)                      # [64, DV]
+    if PING_PONG == 1:
+        leave_turn(wg, WARPGROUPS)
+    s = warpgroup_mma_wait(1, [s_next])
+    mbarrier.arrive(k_bars[1].index(k_at))
+    weights, m, shrink = weigh(s, m, j0, lo, hi, marks, at, env, BLOCK_N, MASKED, POLY)
+    l = l * gl.convert_layout(shrink, gl.SliceLayout(1, l.type.layout))[:, None] + thread_sums(weights)
+    if OVERLAP:
+        mbarrier.wait(v_bars[0].index(k_at), k_phase)
+    acc = warpgroup_mma_wait(0, [o_next])
+    packed = pack(weights, kind)
+    mbarrier.arrive(v_bars[1].index(v_at), pred=some)
+    return m, l, packed, acc, gl.convert_layout(shrink, gl.SliceLayout(1, acc.type.layout))
+
+
+@gluon.jit
+def last_values(bufs, bars, use, packed, acc):
+    """acc [64, DV] with the values of the last use of all."""
+    v_at, v_phase = slot(use, bars[2][0].shape[0])
+    p = unpack(packed, bufs[2][0].dtype, gl.DotOperandLayout(0, acc.type.layout, 2))
+    mbarrier.wait(bars[2][0].index(v_at), v_phase)
+    return warpgroup_mma_wait(0, [warpgroup_mma(p, flat(bufs[2][0], v_at), acc, is_async=True)])
+
+
+@gluon.jit
+def rows_of(item, wg: gl.constexpr, sizes, env, layout: gl.constexpr):
+    """Of a warpgroup: (b, h, i [64, 1]), lo and hi [64, 1]."""
+    i = gl.minimum(item[2] + wg * 64 + gl.arange(0, 64, gl.SliceLayout(1, layout)), sizes[1] - 1)[:, None]
+    lo, hi = hull(item[0], item[1], i, sizes[2], env)
+    return (item[0], item[1], i), lo, hi
+
+
+@gluon.jit
+def multiply(wg: gl.constexpr, bufs, bars, items, lists, sizes, env, to, PING_PONG: gl.constexpr, POLY: gl.constexpr,
+             OVERLAP: gl.constexpr):
+    """A consumer: rows 64 wg .. 64 wg + 63 of each item."""
+    WARPGROUPS: gl.constexpr = to[1].shape[0]
+    BLOCK_N: gl.constexpr = bufs[1][0].shape[3]
+    BLOCK_DV: gl.constexpr = bufs[2][0].shape[4]
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_DV, 16])
-    p_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
     o_rows: gl.constexpr = gl.SliceLayout(1, o_layout)
-    kind: gl.constexpr = b_v[0].dtype
+    kind: gl.constexpr = bufs[2][0].dtype
     use = 0
-    steps = 0
-    for turn in range(rounds(work)):
-        b, h, row = item(turn, H, tiles, section, BLOCK_M)
-        begin, end, first, count = key_range(b, h, row, T, S, env, BLOCK_M, BLOCK_N)
-        last = first + (count - 1) * BLOCK_N
-        i = gl.minimum(row + wg * 64 + gl.arange(0, 64, gl.SliceLayout(1, s_layout)), T - 1)[:, None]
-        at = (b, h, i)
-        lo, hi = hull(b, h, i, S, env)
+    n = 0
+    packed = pack(gl.zeros([64, BLOCK_N], gl.float32, s_layout), kind)
+    acc = gl.zeros([64, BLOCK_DV], gl.float32, o_layout)
+    scale = gl.zeros([64], gl.float32, o_rows)
+    done = (sizes[0] * 0, sizes[0] * 0, sizes[0] * 0)
+    item = receive(items, 0)
+    if PING_PONG and wg == WARPGROUPS - 1:
+        leave_turn(wg, WARPGROUPS)
+    while item[7] > 0:
+        edges = item[6]
+        count = item[7]
+        p_list = list_of(lists, n, sizes)
+        rows = rows_of(item, wg, sizes, env, s_layout)
+        j0 = place(item, 0, p_list, sizes, BLOCK_N)
         m = gl.full([64], float("-inf"), gl.float32, gl.SliceLayout(1, s_layout))
-        l = gl.zeros([64], gl.float32, gl.SliceLayout(1, s_layout))
+        l = thread_sums(gl.zeros([64, BLOCK_N], gl.float32, s_layout))                         # [64, 4]
+        m, l, packed, acc, _none = step(wg, bufs, bars, n, use, j0, rows, m, l, packed, acc, env, True, True,
+                                        PING_PONG, POLY, OVERLAP)
+        if use > 0:
+            store(to, wg, done[0], done[1], done[2] + wg * 64, (acc * scale[:, None]).to(kind))
+        clean(bufs[2][0], bars[2], use, j0, item, sizes[2])
         acc = gl.zeros([64, BLOCK_DV], gl.float32, o_layout)
-        # tiles by distance from the last one: [1, upper) under the hull as mask, [upper, lower) not, [lower, count) again
-        upper = gl.minimum(gl.maximum(count - gl.maximum(gl.minimum(least(hi), end) - first, 0) // BLOCK_N, 1), count)
-        lower = count
-        if HAS_LO:
-            lower = gl.maximum(count - (gl.maximum(most(lo) - first, 0) + BLOCK_N - 1) // BLOCK_N, upper)
-
-        k_at, phase = slot(use, STAGES)
-        mbarrier.wait(k_bars[0].index(k_at), phase)
-        mbarrier.wait(q_bars[0].index(0), turn % 2)
-        s = warpgroup_mma_wait(0, [scores(b_q, b_k, wg, k_at, BLOCK_N, BLOCK_REST)])
-        mbarrier.arrive(k_bars[1].index(k_at))
-        mbarrier.wait(v_bars[0].index(k_at), phase)
-        clean(b_v[0], k_at, last, begin, end, BLOCK_N, BLOCK_DV)
-        weights, m, l, shrink = weigh(s, m, l, last, lo, hi, at, env, BLOCK_N, True)
-
-        for region in gl.static_range(3 if HAS_LO else 2):
-            for t in range(1 if region == 0 else upper if region == 1 else lower,
-                           upper if region == 0 else lower if region == 1 else count):
-                k_at, k_phase = slot(use + t, STAGES)
-                v_at, v_phase = slot(use + t - 1, STAGES)
-                p = gl.convert_layout(weights.to(kind), p_layout)
-                mbarrier.wait(k_bars[0].index(k_at), k_phase)
-                if PING_PONG:
-                    mbarrier.wait(turn_bars.index(wg), (steps + t - 1 + (1 if wg == 0 else 0)) % 2)
-                s_next = scores(b_q, b_k, wg, k_at, BLOCK_N, BLOCK_REST)
-                mbarrier.wait(v_bars[0].index(v_at), v_phase)
-                o_next = warpgroup_mma(p, flat(b_v[0], v_at, BLOCK_N), acc, is_async=True)
-                if PING_PONG:
-                    mbarrier.arrive(turn_bars.index((wg + 1) % WARPGROUPS))
-                s = warpgroup_mma_wait(1, [s_next])
-                mbarrier.arrive(k_bars[1].index(k_at))
-                weights, m, l, shrink = weigh(s, m, l, last - t * BLOCK_N, lo, hi, at, env, BLOCK_N, region != 1)
-                acc = warpgroup_mma_wait(0, [o_next])
-                mbarrier.arrive(v_bars[1].index(v_at))
-                acc = acc * gl.convert_layout(shrink, o_rows)[:, None]
-
-        mbarrier.arrive(q_bars[1].index(0))
-        v_at, phase = slot(use + count - 1, STAGES)
-        mbarrier.wait(v_bars[0].index(v_at), phase)
-        if HAS_LO:
-            clean(b_v[0], v_at, first, begin, end, BLOCK_N, BLOCK_DV)
-        p = gl.convert_layout(weights.to(kind), p_layout)
-        acc = warpgroup_mma_wait(0, [warpgroup_mma(p, flat(b_v[0], v_at, BLOCK_N), acc, is_async=True)])
-        mbarrier.arrive(v_bars[1].index(v_at))
+        for region in gl.static_range(2):
+            for t in range(1 if region == 0 else gl.maximum(edges, 1), edges if region == 0 else count):
+                j0 = place(item, t, p_list, sizes, BLOCK_N)
+                m, l, packed, acc, shrink = step(wg, bufs, bars, n, use + t, j0, rows, m, l, packed, acc, env, False,
+                                                 region == 0, PING_PONG, POLY, OVERLAP)
+                acc = acc * shrink[:, None]
+                if region == 0:
+                    clean(bufs[2][0], bars[2], use + t, j0, item, sizes[2])
+        mbarrier.arrive(bars[0][1].index(n % bars[0][1].shape[0]))
+        mbarrier.arrive(items[2].index(n % ITEMS))
+        scale = gl.convert_layout(factor(m, l, rows[0], env), o_rows)
+        done = (item[0], item[1], item[2])
         use += count
-        steps += count - 1
+        n += 1
+        item = receive(items, n)
 
-        if HAS_SINK:
-            m, l, shrink = join_sink(m, l, gl.max(sink(b, h, i, env) + gl.zeros([64, 1], gl.float32, s_layout), 1))
-            acc = acc * gl.convert_layout(shrink, o_rows)[:, None]
-        scale = 1.0 / gl.where(l == 0.0, 1.0, l)
-        store(to, b, h, row + wg * 64, T, (acc * gl.convert_layout(scale, o_rows)[:, None]).to(kind), DV)
+    acc = last_values(bufs, bars, use - 1, packed, acc)
+    if PING_PONG and wg == 0:
+        take_turn(wg)
+    store(to, wg, done[0], done[1], done[2] + wg * 64, (acc * scale[:, None]).to(kind))
+    tma.store_wait(0)

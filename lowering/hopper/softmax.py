@@ -1,4 +1,4 @@
-"""p = 2^(a - m), m = max(m, max_j a), l = l 2^(m' - m) + sum_j p       one tile of the online softmax, in registers
+"""m, l, acc as a key of logit a joins them; 2^x: what the softmaxes of the Hopper kernels share
 
 With SCALE, a = SCALE * s for a constant SCALE > 0: the maximum is taken of s and the scale joins the subtraction in one
 fused multiply-add. Otherwise a is the spec's score. NaN and +inf logits make their row NaN, as in SDPA.
@@ -7,8 +7,6 @@ fused multiply-add. Otherwise a is the spec's score. NaN and +inf logits make th
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from ..hooks import HAS_LO, score
-
 SCALE = gl.constexpr(0.0)
 
 
@@ -16,31 +14,6 @@ SCALE = gl.constexpr(0.0)
 def exp2(x):
     """Denormal results are 0."""
     return gl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
-
-
-@gluon.jit
-def weigh(s, m, l, j0, lo, hi, at, env, BLOCK_N: gl.constexpr, MASKED: gl.constexpr):
-    """p [M, N], m [M], l [M], and by what the sums so far shrink [M]; s [M, N], lo and hi [M, 1], at = (b, h, i)."""
-    b, h, i = at
-    j = (j0 + gl.arange(0, BLOCK_N, gl.SliceLayout(0, s.type.layout)))[None, :]                # [1, N]
-    a = s
-    if SCALE == 0.0:
-        a = score(s, b, h, i, j, env)                                                          # [M, N]
-    if MASKED:
-        a = gl.where(j < hi, a, float("-inf"))
-        if HAS_LO:
-            a = gl.where(j >= lo, a, float("-inf"))
-    highest = gl.max(a, 1)                                                                     # [M]
-    if SCALE != 0.0:
-        highest = highest * SCALE
-    m_new = gl.maximum(m, highest)
-    shift = gl.where(m_new == float("-inf"), 0.0, m_new)
-    if SCALE != 0.0:
-        p = exp2(a * SCALE - shift[:, None])                                                   # [M, N]
-    else:
-        p = exp2(a - shift[:, None])
-    shrink = exp2(m - shift)                                                                   # [M]
-    return p, m_new, l * shrink + gl.sum(p, 1), shrink
 
 
 @gluon.jit

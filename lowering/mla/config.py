@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ..choice import Choice, padded
 from ..machine import Machine
@@ -25,9 +26,10 @@ BYTES = 2.3e4
 MERGED_BYTES = 3.0e6
 """A us, of parts written and read: they stay in the second-level cache."""
 START, MERGE_START = 2.0, 3.0
+MERGE_PROGRAMS = 264
+"""Of the merge: two to a processor, before a program takes several rows."""
 
 # (block_m, block_n, warps, stages), in order of preference
-_HOPPER = ((64, 32, 4, 4), (64, 16, 4, 4))
 _WARPGROUP = ((64, 32, 8, 2),)
 _FEW_ROWS = ((16, 64, 8, 2), (16, 32, 8, 2), (16, 32, 8, 1), (16, 16, 4, 1))
 _MANY_ROWS = ((32, 32, 8, 2), (16, 32, 8, 2), (16, 32, 8, 1), (16, 16, 4, 1))
@@ -48,11 +50,20 @@ class Shape:
 
 
 def configure(family: str, shape: Shape, kv_splits: int, machine: Machine) -> Choice:
-    """family: mla, tokens, mla_hopper or tokens_hopper; kv_splits: the number of parts, 0 to choose it."""
-    tiles = _HOPPER if family.endswith("hopper") else _tiles(shape, machine)
-    block_m, block_n, warps, stages = next(tile for tile in tiles if _fits(shape, tile, machine))
-    splits = kv_splits or parts(shape, block_m, block_n, machine)
-    return Choice(family, block_m, block_n, warps, stages, splits)
+    """family: mla or tokens; kv_splits: the number of parts, 0 to choose it."""
+    return candidates(family, shape, kv_splits, machine)[0]
+
+
+@lru_cache(maxsize=4096)
+def candidates(family: str, shape: Shape, kv_splits: int, machine: Machine) -> tuple[Choice, ...]:
+    """The tiles that fit, each in the number of parts that the model finds fastest; then in half and in twice as many."""
+    tiles = _tiles(shape, machine)
+    fitting = [tile for tile in tiles if _fits(shape, tile, machine)]
+    found = {tile: kv_splits or parts(shape, tile[0], tile[1], machine) for tile in fitting}
+    most = max(1, min(MAX_PARTS, shape.keys // min(tile[1] for tile in fitting)))
+    counts = (lambda n: n, lambda n: max(1, n // 2), lambda n: min(most, 2 * n))
+    return tuple(dict.fromkeys(
+        Choice(family, *tile, n if kv_splits else count(n)) for count in counts for tile, n in found.items()))
 
 
 def _tiles(shape: Shape, machine: Machine) -> tuple[tuple[int, int, int, int], ...]:
@@ -67,12 +78,19 @@ def _fits(shape: Shape, tile: tuple[int, int, int, int], machine: Machine) -> bo
     block_m, block_n, _, stages = tile
     width = padded(shape.rank) + padded(shape.rope)
     size = shape.itemsize * ((block_m + stages * block_n) * width + block_m * block_n)
-    return size <= machine.shared_memory or tile in (_HOPPER[-1], _MANY_ROWS[-1], _FLOAT32[-1])
+    return size <= machine.shared_memory or tile in (_MANY_ROWS[-1], _FLOAT32[-1])
 
 
-def parts(shape: Shape, block_m: int, block_n: int, machine: Machine) -> int:
-    """The number of parts that the model finds fastest."""
-    most = max(1, min(MAX_PARTS, math.ceil(shape.keys / block_n)))
+def merging(splits: int, rows: int, rank: int) -> tuple[int, int, int]:
+    """(parts at once, rows of a program, warps) of the merge: sixteen loads of 16 bytes a thread, all on their way at once."""
+    block_p = min(64, 1 << max(0, splits - 1).bit_length())
+    block_m = max(1, min(16 // block_p, 1 << max(1, rows // MERGE_PROGRAMS).bit_length() - 1))
+    return block_p, block_m, max(1, min(16, block_p * block_m * padded(rank) // (64 * 32)))
+
+
+def parts(shape: Shape, block_m: int, block_n: int, machine: Machine, most: int = MAX_PARTS) -> int:
+    """The number of parts, up to `most`, that the model finds fastest."""
+    most = max(1, min(most, math.ceil(shape.keys / block_n)))
     return min(range(1, most + 1), key=lambda n: (_time(shape, n, block_m, block_n, machine), n))
 
 

@@ -1,38 +1,80 @@
 """out = sum_p 2^(lse_p - LSE) parts_p,   LSE = m + log2 sum_p 2^(lse_p - m),   m = max_p lse_p
 
 Exact: any division of the keys into parts gives the same answer. A row that no part saw is 0.
-Shapes: parts [SPLITS, ROWS, R] float32; lse [SPLITS, ROWS]; ROWS = B * H * T; out [B, H, T, R], any strides.
-Grid: (ROWS * ceil(R / BLOCK_R),): a row is wide, and a decode step has few; each program finds the row's weights for itself.
-Traffic: SPLITS * R * 4 bytes per row.
+Shapes: parts [.., R] float32, lse [..]; out [B, H, T, R], any strides. Row `row` of part p is at p * ROWS + row, in the order
+of B, H, T, all SPLITS of them. Of the exchange kernels (BLOCK_H > 0) ROWS = 64 * lanes, and rows are numbered in boxes
+(`rows.py`): part p of an item has slot item * SPLITS + p, or with cuts [items] (2^32 first + count) slot
+first + 2 p + (p == 0), and an item of one part is in `out` already.
+Grid: (items * COUNT / BLOCK_M,), COUNT rows of each item. Traffic: parts * R * 4 bytes per row; all parts of a row at once up
+to BLOCK_P, so that they come at the price of one. With EARLY it starts before the kernel that writes the parts has ended, and
+waits for that.
 """
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_wait
 
-CHUNK = tl.constexpr(16)
+
+@triton.jit
+def place(row, item, H, T, ROWS, BLOCK_H: tl.constexpr, CHOSEN: tl.constexpr):
+    """b, h, i of rows [M] of an item, and which there are."""
+    if BLOCK_H == 0:
+        return row // (H * T), row // T % H, row % T, row < ROWS
+    else:
+        lane = row // 64
+        r = row % 64
+        if CHOSEN:
+            h = lane * BLOCK_H + r
+            return item // T + row * 0, h, item % T + row * 0, h < H
+        else:
+            heads = tl.cdiv(H, BLOCK_H)
+            h = lane % heads * BLOCK_H + r % BLOCK_H
+            i = lane // heads * (64 // BLOCK_H) + r // BLOCK_H
+            return item + row * 0, h, i, (h < H) & (i < T)
 
 
-@triton.jit(do_not_specialize=["H", "T", "SPLITS"])
-def merge(parts, lse, out, out_strides, ROWS, H, T, SPLITS, R: tl.constexpr, BLOCK_R: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64) // tl.cdiv(R, BLOCK_R)
-    o_r = tl.program_id(0) % tl.cdiv(R, BLOCK_R) * BLOCK_R + tl.arange(0, BLOCK_R)
+@triton.jit(do_not_specialize=["ROWS", "COUNT", "H", "T", "SPLITS"])
+def merge(parts, lse, cuts, out, out_strides, ROWS, COUNT, H, T, SPLITS, R: tl.constexpr, BLOCK_R: tl.constexpr,
+          BLOCK_P: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, CHOSEN: tl.constexpr, EARLY: tl.constexpr):
+    blocks = tl.cdiv(COUNT, BLOCK_M)
+    item = tl.program_id(0) // blocks
+    row = tl.program_id(0) % blocks * BLOCK_M + tl.arange(0, BLOCK_M)                          # [M]
+    b, h, i, m_row = place(row, item, H, T, ROWS, BLOCK_H, CHOSEN)
+    o_r = tl.arange(0, BLOCK_R)
     m_r = o_r < R
-    m = float("-inf")
-    total = 0.0
-    acc = tl.zeros([BLOCK_R], tl.float32)
-    for p0 in tl.range(0, SPLITS, CHUNK):
-        p = (p0 + tl.arange(0, CHUNK)).to(tl.int64)                                            # [CHUNK]
-        b_lse = tl.load(lse + p * ROWS + row, mask=p < SPLITS, other=float("-inf"))
-        p_part = parts + (p[:, None] * ROWS + row) * R + o_r[None, :]
-        b_part = tl.load(p_part, mask=(p < SPLITS)[:, None] & m_r[None, :], other=0.0)         # [CHUNK, BLOCK_R]
+    if EARLY:
+        gdc_wait()
+    first = item * SPLITS
+    count = SPLITS
+    step = 1
+    if cuts is not None:
+        cut = tl.load(cuts + item)
+        first = (cut >> 32).to(tl.int32)
+        count = cut.to(tl.int32)
+        step = 2
+        if count == 1:
+            return
+    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_R], tl.float32)
+    for p0 in range(0, count, BLOCK_P):
+        p = p0 + tl.arange(0, BLOCK_P)                                                         # [P]
+        slot = first + p * step
+        if cuts is not None:
+            slot += (p == 0).to(tl.int32)
+        at = slot.to(tl.int64)[:, None] * ROWS + row[None, :]                                  # [P, M]
+        m_p = (p < count)[:, None] & m_row[None, :]
+        b_lse = tl.load(lse + at, mask=m_p, other=float("-inf"))
+        p_part = parts + at[:, :, None] * R + o_r[None, None, :]
+        b_part = tl.load(p_part, mask=m_p[:, :, None] & m_r[None, None, :], other=0.0)         # [P, M, BLOCK_R]
         m_new = tl.maximum(m, tl.max(b_lse, 0))
         shift = tl.where(m_new == float("-inf"), 0.0, m_new)
-        w = tl.exp2(b_lse - shift)
+        w = tl.exp2(b_lse - shift[None, :])                                                    # [P, M]
         shrink = tl.exp2(m - shift)
-        acc = acc * shrink + tl.sum(w[:, None] * b_part, 0)
+        acc = acc * shrink[:, None] + tl.sum(w[:, :, None] * b_part, 0)
         total = total * shrink + tl.sum(w, 0)
         m = m_new
-    b = row // (H * T)
-    h = row // T % H
-    p_out = out + b * out_strides[0] + h * out_strides[1] + row % T * out_strides[2] + o_r.to(tl.int64) * out_strides[3]
-    tl.store(p_out, (acc / tl.where(total == 0.0, 1.0, total)).to(out.dtype.element_ty), mask=m_r)
+    p_out = out + b.to(tl.int64) * out_strides[0] + h.to(tl.int64) * out_strides[1] + i.to(tl.int64) * out_strides[2]
+    o = acc / tl.where(total == 0.0, 1.0, total)[:, None]                                      # [M, BLOCK_R]
+    p_o = p_out[:, None] + o_r.to(tl.int64)[None, :] * out_strides[3]
+    tl.store(p_o, o.to(out.dtype.element_ty), mask=m_row[:, None] & m_r[None, :])

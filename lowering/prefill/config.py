@@ -1,11 +1,11 @@
 """Tiles of the prefill kernel, by head dim, element size and machine; the first that fits.
 
 Key: D and DV padded, itemsize, machine, and the most keys of a tile: what a tile evaluates of its own, a bias or a mask, needs
-registers (`room`). Packed documents, 16 x 2k in 32k, hd128, H100: 128x64 2.43 ms, 128x32 2.70, 128x128 2.96.
-Candidates fall from the fastest to the smallest that always fits. Pruning: bytes = q tile + stages * (k tile + v tile)
-<= shared memory of a block, and accumulators that leave registers for the rest: block_m * DV <= 128 a thread on Hopper,
-whose products read their operands from shared memory, 64 before it. A float32 product holds its operands in registers:
-block_m * block_n * max(D, DV) <= 512 a thread.
+registers (`room`). Packed documents, 16 x 2k in 32k, hd128, H100: 64x64 2.35 ms, 128x64 2.43, 128x32 2.70, 128x128 2.96.
+Candidates fall from the fastest to the smallest that always fits; `model.ordered` says which leads for a shape. Pruning:
+bytes = q tile + stages * (k tile + v tile) <= shared memory of a block, and accumulators that leave registers for the rest:
+block_m * DV <= 128 a thread of 8 warps on Hopper, whose products read their operands from shared memory, else 64. A float32
+product holds its operands in registers: block_m * block_n * max(D, DV) <= 512 a thread.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from ..machine import Machine
 
 # (block_m, block_n, warps, stages), in order of preference: causal hd128 32k, H100, 478, 443, 456 TFLOP/s
 _HOPPER = (
-    (128, 128, 8, 3), (128, 128, 8, 2), (128, 64, 8, 3), (128, 64, 8, 2), (128, 32, 8, 2), (64, 32, 8, 2), (32, 32, 4, 2),
+    (128, 128, 8, 3), (128, 128, 8, 2), (128, 64, 8, 3), (128, 64, 8, 2), (64, 64, 4, 3), (128, 32, 8, 2), (64, 32, 8, 2),
+    (32, 32, 4, 2),
 )
 _OTHERS = (
     (128, 64, 8, 3), (128, 64, 8, 2), (128, 32, 8, 2), (64, 32, 4, 2), (32, 32, 4, 2), (16, 32, 4, 1), (16, 16, 4, 1),
@@ -59,7 +60,8 @@ def _fits(candidate: tuple[int, int, int, int], d: int, dv: int, itemsize: int, 
         return False
     if itemsize == 4:
         return block_m * block_n * max(d, dv) <= threads * 512
-    return block_m * max(d, dv) <= threads * (limits[1] if _is_hopper(machine) else 64)
+    most = limits[1] if _is_hopper(machine) and warps == 8 else 64
+    return block_m * max(d, dv) <= threads * min(most, limits[1])
 
 
 def _is_hopper(machine: Machine) -> bool:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from .cases import COLUMNS
 
 KERNEL_COLUMNS = ("sdpa", "sdpa-fa2", "sdpa-cudnn", "flex", "fa3", "flashinfer", "deepseek")
-GROUPS = ("prefill", "decode", "model")
+GROUPS = ("prefill", "decode", "latent", "model")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     known = ", ".join(dict.fromkeys((*COLUMNS, *KERNEL_COLUMNS)))
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
-    parser.add_argument("--group", choices=(*GROUPS, "all"), default="all", help="kernels of prefill, of decode, or models")
-    parser.add_argument("--cases", default="", metavar="TEXT", help="only the cases with this in their name")
+    parser.add_argument("--group", choices=(*GROUPS, "all"), default="all",
+                        help="kernels of prefill, of decode, of latents, or models")
+    parser.add_argument("--cases", type=pattern, default="", metavar="REGEX", help="only the cases in whose name this is found")
     parser.add_argument("--columns", type=columns, metavar="A,B", help=f"only these, of {known}; eager, the models' yardstick, "
                         "and of the kernels flashmla always run")
     parser.add_argument("--mode", default="", help="torch.compile's mode, for every compiled column of the models; "
                         "without it decode on a GPU runs in CUDA graphs (reduce-overhead)")
-    parser.add_argument("--repeats", type=positive, default=20, help="timed runs a column")
+    parser.add_argument("--repeats", type=positive, default=20, help="timed runs a column, fewer where they are long")
+    parser.add_argument("--jobs", type=int, metavar="N", help="processes that compile before anything is measured; 0: each "
+                        "column compiles when its turn comes; default: by the cores of a machine with a GPU, else 0")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="start no further case once this is spent")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too, after every case")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the kernels (needs matplotlib)")
@@ -34,6 +38,14 @@ def columns(text: str) -> list[str]:
     if unknown:
         raise argparse.ArgumentTypeError(f"no column {', '.join(unknown)}; there are {', '.join(dict.fromkeys(known))}")
     return given
+
+
+def pattern(text: str) -> re.Pattern[str]:
+    """Raises ArgumentTypeError where the text is no regular expression."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"no regular expression: {error}") from None
 
 
 def positive(text: str) -> int:

@@ -15,10 +15,17 @@ from torch import Tensor
 from .bars import BEST, BEST_SDPA, Bar, Limit
 
 PREFILL, DECODE = "prefill", "decode"
-COMPILE_S, DENSE = "s to compile", "x our dense causal"
-"""Units: seconds of the first call; speed over that of the same operands seen causally, without documents."""
+COMPILE_S, DENSE = "s to compile", "x ours, dense"
+"""Units: seconds of the first call; speed over ours of the same operands, all of what is causal seen."""
 
 K = 1024
+
+
+PACKED = (
+    "residue: T0[0, i] == T0[0, j]; tile: where((T1[0, i//64, 1] < T1[0, j//64, 0]) | (T1[0, j//64, 1] < T1[0, i//64, 0]), 0, "
+    "where((T1[0, i//64, 0] == T1[0, j//64, 1]) & (T1[0, i//64, 1] == T1[0, j//64, 0]), 2, 1))"
+)
+"""What packed documents add to a spec: the same id, and the class of a tile by the ids' bounds."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +71,27 @@ class Attention:
         return self.keys // self.documents
 
     @property
+    def dense(self) -> bool:
+        """Whether ours is timed without what makes the case sparse, too."""
+        return self.documents > 1
+
+    @property
+    def unit(self) -> str:
+        return "TB/s" if self.group == DECODE else "TFLOP/s"
+
+    def work(self, dtype: torch.dtype) -> int:
+        """Bytes or flops, as the unit has it."""
+        return self.live_bytes(dtype) if self.group == DECODE else self.flops
+
+    @property
     def spec(self) -> str:
-        """The text of AttentionSpec. T0: in decode the first query's position [batch]; document ids [1, keys] if packed."""
+        """The text of AttentionSpec. T0: in decode the first query's position [batch]; if packed, document ids [1, keys], and
+        T1 their bounds, as the pipeline asks for them."""
         hi = "i + 1" if self.group == PREFILL else "T0[b] + 1" if self.queries == 1 else "T0[b] + i + 1"
         parts = [f"score: {self.scale!r}*s", f"hi: {hi}", f"group: {self.sharing}"]
         if self.window:
             parts.insert(1, f"lo: max(0, i - {self.window - 1})")
-        if self.documents > 1:
-            parts.insert(-1, "residue: T0[0, i] == T0[0, j]")
-        return "; ".join(parts)
+        return "; ".join(parts[:-1] + ([PACKED] if self.documents > 1 else []) + parts[-1:])
 
     def visible(self, b: int, i: Tensor, j: Tensor) -> Tensor:
         """Bool: whether query i of sequence b sees key j, from the words above and not from the spec."""
@@ -98,6 +117,10 @@ class Attention:
         """Of the live keys and values."""
         return sum(self.lengths) * self.kv_heads * (self.head_dim + self.value_dim) * dtype.itemsize
 
+    def read_bytes(self, dtype: torch.dtype) -> int:
+        """Of queries, live keys and values."""
+        return self.live_bytes(dtype) + self.batch * self.heads * self.queries * self.head_dim * dtype.itemsize
+
     def shrunk(self) -> Attention:
         """The same case, 128 times shorter, with no bar."""
         queries = self.queries if self.group == DECODE else max(self.queries // 128, 16)
@@ -121,10 +144,11 @@ def _decode(batch: int, kilo: int, *bars: Bar | Limit) -> Attention:
     return Attention(f"decode B={batch} {kilo}k", DECODE, batch, 1, kilo * K, bars=(Bar(BEST, 1.0), *bars))
 
 
+_FA3_GOAL = Bar("fa3", 1.0, goal=True)
 ATTENTIONS = (
     _prefill("prefill causal 2k", 2 * K),
-    _prefill("prefill causal 8k", 8 * K, Limit("TFLOP/s", 600, least=True)),
-    _prefill("prefill causal 32k", 32 * K, Limit("TFLOP/s", 650, least=True)),
+    _prefill("prefill causal 8k", 8 * K, Limit("TFLOP/s", 600, least=True), _FA3_GOAL),
+    _prefill("prefill causal 32k", 32 * K, Limit("TFLOP/s", 650, least=True), _FA3_GOAL),
     _prefill("prefill head dim 64, 8k", 8 * K, Limit("TFLOP/s", 480, least=True), head_dim=64, value_dim=64),
     _prefill("prefill head dim 256, 8k", 8 * K, head_dim=256, value_dim=256),
     _prefill("prefill MLA 192/128, 8k", 8 * K, heads=16, kv_heads=16, head_dim=192),

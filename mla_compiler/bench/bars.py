@@ -2,6 +2,8 @@
 
     Bar      flashmla >= ratio x peer, in speed or in (less) memory
     Limit    a figure at most, or at least, a bound
+
+A goal is shown beside the bars, and missing it is no failure.
 """
 
 from __future__ import annotations
@@ -29,9 +31,10 @@ class Bar:
     peer: str
     ratio: float
     of: str = "time"
+    goal: bool = False
 
     def __str__(self) -> str:
-        return f">= {self.ratio:g}x {self.peer}" + ("" if self.of == "time" else f" in {self.of}")
+        return _prefix(self.goal) + f">= {self.ratio:g}x {self.peer}" + ("" if self.of == "time" else f" in {self.of}")
 
     def found(self, row: Figures) -> float | None:
         return row.ratio(self.peer, self.of)
@@ -50,9 +53,10 @@ class Limit:
     unit: str
     bound: float
     least: bool = False
+    goal: bool = False
 
     def __str__(self) -> str:
-        return f"{'>=' if self.least else '<='} {self.bound:g} {self.unit}"
+        return _prefix(self.goal) + f"{'>=' if self.least else '<='} {self.bound:g} {self.unit}"
 
     def found(self, row: Figures) -> float | None:
         return row.figure(self.unit)
@@ -62,6 +66,10 @@ class Limit:
 
     def shown(self, found: float) -> str:
         return f"{found:.4g}"
+
+
+def _prefix(goal: bool) -> str:
+    return "goal: " if goal else ""
 
 
 Judged = tuple[Bar | Limit, float | None, bool | None]
@@ -74,15 +82,23 @@ def judge(bars: Iterable[Bar | Limit], row: Figures) -> list[Judged]:
 
 
 def missed(judged: Iterable[Judged]) -> list[str]:
-    """A line for each bar that was measured and not cleared."""
-    return [f"{bar}: {bar.shown(value)}" for bar, value, ok in judged if ok is False and value is not None]
+    """A line for each bar, goals apart, that was measured and not cleared."""
+    return [f"{bar}: {bar.shown(value)}" for bar, value, ok in judged if ok is False and value is not None and not bar.goal]
+
+
+def verdict(judged: Judged) -> str:
+    """One word, for a cell of a table."""
+    bar, _, ok = judged
+    if ok is None:
+        return "no number"
+    return "[green]pass[/]" if ok else "[yellow]not yet[/]" if bar.goal else "[red]MISS[/]"
 
 
 def verdicts(judged: Iterable[Judged]) -> str:
     """A line for each bar, for a cell of a table."""
-    word = {True: "[green]pass[/]", False: "[red]MISS[/]", None: "no number"}
-    return "\n".join(f"{bar}: {word[ok]}" + ("" if value is None else f" {bar.shown(value)}") for bar, value, ok in judged)
+    return "\n".join(
+        f"{bar}: {verdict((bar, value, ok))}" + ("" if value is None else f" {bar.shown(value)}") for bar, value, ok in judged)
 
 
 def verdicts_json(judged: Iterable[Judged]) -> list[dict[str, object]]:
-    return [{"bar": str(bar), "found": value, "cleared": ok} for bar, value, ok in judged]
+    return [{"bar": str(bar), "found": value, "cleared": ok, "goal": bar.goal} for bar, value, ok in judged]

@@ -6,68 +6,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .bars import Judged, judge, missed
-from .cases import EAGER, FLASHMLA, FLEX, INDUCTOR, NEEDED, Case
+from .cases import EAGER, FLASHMLA, FLEX, INDUCTOR, Case
 from .failure import why
-from .measure import Timing, forget, interleaved, measure
+from .measure import forget, interleaved, measure
 from .one_head import OneHeadAtATime
+from .rows import Cell, Row
 from .work import TRUTH, Work
 
+NONE: Mapping[str, float] = {}
 BACKEND = {INDUCTOR: "inductor", FLEX: "inductor", FLASHMLA: "flashmla"}
-
-
-@dataclass
-class Cell:
-    """One column of one case. error: rms distance from the truth; failure: why there is no number, "" if there is one."""
-
-    timing: Timing | None = None
-    compile_s: float = 0.0
-    error: float = 0.0
-    failure: str = ""
-
-
-@dataclass
-class Row:
-    """One case. `needed`: bytes of the weights and of the caches."""
-
-    case: Case
-    cells: dict[str, Cell] = field(default_factory=dict)
-    needed: int = 0
-
-    def ratio(self, peer: str, of: str = "time") -> float | None:
-        """How many times better flashmla is than the peer; None if either has no number."""
-        ours, theirs = (self.cells[c].timing if c in self.cells else None for c in (FLASHMLA, peer))
-        if ours is None or theirs is None:
-            return None
-        if of == "memory":
-            return theirs.peak / ours.peak if ours.peak else None
-        return theirs.ms / ours.ms
-
-    def figure(self, unit: str) -> float | None:
-        """Of flashmla: "ms", or NEEDED, peak memory over what the weights and caches take; None if there is no number."""
-        timing = self.cells[FLASHMLA].timing if FLASHMLA in self.cells else None
-        if timing is None:
-            return None
-        if unit == NEEDED:
-            return timing.peak / self.needed if timing.peak and self.needed else None
-        return {"ms": timing.ms}[unit]
-
-    def bars(self) -> list[Judged]:
-        return judge(self.case.bars, self)
-
-    def wrong(self) -> list[str]:
-        """Columns whose error is more than twice eager's; none can be told from a failed eager."""
-        if self.cells[EAGER].failure:
-            return []
-        limit = 2 * self.cells[EAGER].error
-        return [name for name, cell in self.cells.items() if not cell.failure and not cell.error <= limit]
 
 
 @dataclass(frozen=True)
@@ -87,12 +41,17 @@ class Settings:
         return self.mode or ("reduce-overhead" if case.decode and self.device != "cpu" else "default")
 
 
-def run_case(model: Any, case: Case, columns: list[str], settings: Settings, say: Callable[[str], None]) -> Row:
-    """Every column in turn, compiled code and memory dropped in between."""
-    work = Work.of(model, case)
-    row = Row(case, needed=work.bytes)
-    say(f"{case.name}: the truth, in {str(TRUTH[settings.dtype])[6:]}")
+def run_case(
+    model: Any, case: Case, columns: list[str], settings: Settings, say: Callable[[str], None],
+    compiled: Mapping[str, float] = NONE,
+) -> Row:
+    """Every column in turn, compiled code and memory dropped in between. compiled: seconds of the first call of those columns
+    that were compiled beforehand. What the case has no memory for is a row of failures."""
+    row = Row(case)
     try:
+        work = Work.of(model, case)
+        row.needed = work.bytes
+        say(f"{case.name}: the truth, in {str(TRUTH[settings.dtype])[6:]}")
         truth = _truth(work, settings)
     except torch.OutOfMemoryError as failure:  # the other cases can still be measured
         return Row(case, {name: Cell(failure=f"nothing to check against: {why(failure)}") for name in columns})
@@ -100,8 +59,17 @@ def run_case(model: Any, case: Case, columns: list[str], settings: Settings, say
         forget(settings.device)
         say(f"{case.name}: {name}")
         row.cells[name] = _attempt(work, name, truth, settings)
+        row.cells[name].compile_s = compiled.get(name, row.cells[name].compile_s)
     forget(settings.device)
     return row
+
+
+def run_column(model: Any, case: Case, name: str, settings: Settings) -> float:
+    """Seconds of the first call of one column, which compiles."""
+    work = Work.of(model, case)
+    with _attention(work.model, _implementation(name)):
+        seconds, _ = _first_call(work, _forward(work.model, name, settings.mode_of(case)))
+    return seconds
 
 
 def run_interleaved(model: Any, case: Case, columns: list[str], settings: Settings, say: Callable[[str], None]) -> Row:
@@ -124,7 +92,7 @@ def run_interleaved(model: Any, case: Case, columns: list[str], settings: Settin
 def _attempt(work: Work, name: str, truth: Tensor, settings: Settings) -> Cell:
     """The cell, or the failure to fill it: that a peer cannot compile a case is a result to show."""
     try:
-        with _attention(work.model, "flex_attention" if name == FLEX else "sdpa"):
+        with _attention(work.model, _implementation(name)):
             forward = _forward(work.model, name, settings.mode_of(work.case))
             cell = _checked(work, forward, truth)
             with torch.no_grad():
@@ -152,12 +120,23 @@ def _bind(work: Work, forward: Callable[..., Any]) -> Callable[[], object]:
 
 def _checked(work: Work, forward: Callable[..., Any], truth: Tensor) -> Cell:
     """Seconds of the first call, which compiles, and the error of its result."""
+    seconds, logits = _first_call(work, forward)
+    return Cell(compile_s=seconds, error=(logits - truth).square().mean().sqrt().item())
+
+
+def _first_call(work: Work, forward: Callable[..., Any]) -> tuple[float, Tensor]:
+    """Seconds, and logits in float64, read back to the host."""
     work.rewind()
     start = time.perf_counter()
     with torch.no_grad():
         logits = work.step(forward).double()
-    error = (logits - truth).square().mean().sqrt().item()
-    return Cell(compile_s=time.perf_counter() - start, error=error)
+    logits.sum().item()
+    return time.perf_counter() - start, logits
+
+
+def _implementation(column: str) -> str:
+    """transformers' name of the attention that a column's model has."""
+    return "flex_attention" if column == FLEX else "sdpa"
 
 
 class _attention:
@@ -171,12 +150,3 @@ class _attention:
 
     def __exit__(self, *_: object) -> None:
         self.model.set_attn_implementation(self.before)
-
-
-def failures(rows: list[Row]) -> Iterator[str]:
-    """What makes the benchmark fail: our result wrong or absent, or a bar missed. A peer that is wrong is only shown."""
-    for row in rows:
-        yield from (f"{row.case.name}: {name} is wrong" for name in row.wrong() if name == FLASHMLA)
-        if FLASHMLA in row.cells and row.cells[FLASHMLA].failure:
-            yield f"{row.case.name}: flashmla: {row.cells[FLASHMLA].failure}"
-        yield from (f"{row.case.name}: {line}" for line in missed(row.bars()))

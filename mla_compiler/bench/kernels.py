@@ -5,117 +5,76 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from .attentions import COMPILE_S, DECODE, DENSE, Attention
-from .bars import BEST, BEST_SDPA, Judged, Limit, judge, missed
 from .cases import FLASHMLA
-from .compare import Settings
+from .compare import NONE, Settings
 from .failure import why
+from .kernel_rows import KernelRow, Reading
 from .measure import forget, per_call
-from .operands import Operands, Sample, copies
 from .peers import PEERS, Call, Unfit
+from .sampling import AnyCase, AnyOperands, Sample, copies, operands
 
 MOST_ERROR = 2.0
 """Times the formula's error in the working dtype."""
-COMMON = (Limit(COMPILE_S, 10),)
-"""Bars of every case."""
 
 
-@dataclass
-class Reading:
-    """One kernel on one case. us: median microseconds; error: times the formula's; how: per_call; note: why no number."""
-
-    us: float | None = None
-    error: float = 0.0
-    compile_s: float = 0.0
-    how: str = ""
-    note: str = ""
-
-
-@dataclass
-class KernelRow:
-    """One case. dense_us: ours on the same operands without the documents, where the case has some."""
-
-    case: Attention
-    dtype: torch.dtype
-    readings: dict[str, Reading] = field(default_factory=dict)
-    dense_us: float | None = None
-
-    @property
-    def ours(self) -> Reading:
-        return self.readings[FLASHMLA]
-
-    def best(self, peer: str = BEST) -> tuple[str, float] | None:
-        """The fastest of those peers, and its microseconds."""
-        prefix = {BEST: "", BEST_SDPA: "sdpa"}.get(peer, peer)
-        names = [name for name in self.readings if name != FLASHMLA and name.startswith(prefix)]
-        found = [(name, us) for name in names if (us := self.readings[name].us) is not None]
-        return min(found, key=lambda each: each[1], default=None)
-
-    def ratio(self, peer: str, of: str = "time") -> float | None:
-        """How many times faster ours is."""
-        best = self.best(peer)
-        return None if best is None or self.ours.us is None else best[1] / self.ours.us
-
-    def rate(self, us: float | None) -> float | None:
-        """TB/s of live keys and values in decode, else TFLOP/s."""
-        work = self.case.live_bytes(self.dtype) if self.case.group == DECODE else self.case.flops
-        return None if us is None else 1e-6 * work / us
-
-    @property
-    def unit(self) -> str:
-        return "TB/s" if self.case.group == DECODE else "TFLOP/s"
-
-    def figure(self, unit: str) -> float | None:
-        us = self.ours.us
-        if us is None:
-            return None
-        if unit == DENSE:
-            return None if self.dense_us is None else self.dense_us / us
-        if unit == self.unit:
-            return self.rate(us)
-        return {"us": us, "ms": us / 1e3, COMPILE_S: self.ours.compile_s}[unit]
-
-    def bars(self) -> list[Judged]:
-        return judge(() if self.case.toy else (*self.case.bars, *COMMON), self)
-
-
-def run_kernels(case: Attention, names: list[str], settings: Settings, say: Callable[[str], object]) -> KernelRow:
-    """Ours, then each peer in `names`; what one leaves behind is dropped before the next."""
+def run_kernels(
+    case: AnyCase, names: list[str], settings: Settings, say: Callable[[str], object], compiled: Mapping[str, float] = NONE,
+) -> KernelRow:
+    """Ours, then each peer in `names`; what one leaves behind is dropped before the next. compiled: seconds of the first
+    call of those that were compiled beforehand. What the case has no memory for is a row of failures."""
     row = KernelRow(case, settings.dtype)
-    given = copies(case, settings.device, settings.dtype)
-    sample = Sample.of(given[0])
-    row.readings[FLASHMLA] = _ours(given, sample, settings)
-    if case.documents > 1 and row.ours.us is not None:
-        dense = [attend(each, each.case.spec.replace("residue: T0[0, i] == T0[0, j]; ", ""), ()) for each in given]
-        row.dense_us, _ = per_call(dense, settings.device, settings.repeats)
-    for name in names:
-        say(f"{case.name}: {name}")
-        row.readings[name] = _peer(name, given, sample, settings)
-        forget(settings.device)
+    try:
+        given = copies(case, settings.device, settings.dtype)
+        sample = Sample.of(given[0])
+        row.readings[FLASHMLA] = _ours(given, sample, settings, compiled.get(FLASHMLA))
+        if case.dense and row.ours.us is not None:
+            row.dense_us, _ = per_call([each.ours(dense=True) for each in given], settings.device, settings.repeats)
+        for name in names:
+            say(f"{case.name}: {name}")
+            row.readings[name] = _peer(name, given, sample, settings)
+            row.readings[name].compile_s = compiled.get(name, row.readings[name].compile_s)
+            forget(settings.device)
+    except Exception as failure:  # the next case can still be measured
+        row.readings = {name: Reading(note=why(failure)) for name in (FLASHMLA, *names)} | row.readings
     return row
 
 
-def attend(given: Operands, spec: str, tables: tuple[Tensor, ...]) -> Call:
-    """Our operator bound to its operands."""
-    return functools.partial(torch.ops.flashmla.attend, given.q, given.k, given.v, list(tables), [], [], spec)
+def first_call_of(case: AnyCase, column: str, settings: Settings) -> float:
+    """Seconds of the first call, ours compiled anew."""
+    given = operands(case, settings.device, settings.dtype)
+    if column != FLASHMLA:
+        return sum(_first_call(way[0], settings.device)[0] for way in PEERS[column].bind([given]))
+    _register()
+    with _nothing_on_disk():
+        seconds, _ = _first_call(given.ours(), settings.device)
+        if case.dense:
+            given.ours(dense=True)()
+    return seconds
 
 
-def _ours(given: list[Operands], sample: Sample, settings: Settings) -> Reading:
+def _register() -> None:
     from ..lowering import register
 
     register()
+
+
+def _ours(given: Sequence[AnyOperands], sample: Sample, settings: Settings, compiled: float | None) -> Reading:
+    _register()
+    calls = [each.ours() for each in given]
+    if compiled is not None:
+        reading = _attempt(calls, sample, settings)
+        reading.compile_s = compiled
+        return reading
     with _nothing_on_disk():
-        return _attempt([attend(each, each.case.spec, each.tables) for each in given], sample, settings)
+        return _attempt(calls, sample, settings)
 
 
 @contextmanager
@@ -139,7 +98,7 @@ def _first_call(call: Call, device: str) -> tuple[float, Tensor]:
     return time.perf_counter() - start, out
 
 
-def _peer(name: str, given: list[Operands], sample: Sample, settings: Settings) -> Reading:
+def _peer(name: str, given: list[AnyOperands], sample: Sample, settings: Settings) -> Reading:
     """The fastest right way of those the peer can be called in; why there is none, if there is none."""
     peer = PEERS[name]
     if peer.absent(settings.device):
@@ -166,11 +125,3 @@ def _attempt(calls: list[Call], sample: Sample, settings: Settings) -> Reading:
         return Reading(us, error, compile_s, how)
     except Exception as failure:
         return Reading(note=why(failure))
-
-
-def failures(rows: list[KernelRow]) -> Iterator[str]:
-    """What makes the benchmark fail: no right result of ours, or a bar missed."""
-    for row in rows:
-        if row.ours.us is None:
-            yield f"{row.case.name}: flashmla: {row.ours.note}"
-        yield from (f"{row.case.name}: {line}" for line in missed(row.bars()))

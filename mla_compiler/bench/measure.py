@@ -14,6 +14,8 @@ import torch
 from .failure import why
 
 WARMUP = 3
+MOST_MS, FEWEST = 2000.0, 5
+"""Timed calls of one column take about so long at most, and are so many at least."""
 RUN_MS, MOST_ROUNDS = 2.0, 64
 """A timed run of short calls: about so many milliseconds, at most so many rounds."""
 
@@ -27,17 +29,24 @@ class Timing:
 
 
 def measure(call: Callable[[], object], before: Callable[[], object], device: str, repeats: int) -> Timing:
-    """`call`, `repeats` times after a warm-up, each preceded by `before`, which is not timed."""
-    for _ in range(WARMUP):
-        before()
-        call()
+    """`call`, `repeats` times after a warm-up, each preceded by `before`, which is not timed; fewer times where that is long.
+
+    The peak is that of the warm-up too: a CUDA graph takes its memory when it is recorded, and nothing when it is replayed.
+    """
     if device == "cpu":
-        return Timing(statistics.median(_wall(call, before) for _ in range(repeats)))
-    torch.cuda.synchronize()
+        times = [_wall(call, before) for _ in range(WARMUP)]
+        return Timing(statistics.median(_wall(call, before) for _ in range(enough(times[-1], repeats))))
     torch.cuda.reset_peak_memory_stats()
-    pairs = [_events(call, before) for _ in range(repeats)]
+    first = [_events(call, before) for _ in range(WARMUP)]
+    torch.cuda.synchronize()
+    pairs = [_events(call, before) for _ in range(enough(first[-1][0].elapsed_time(first[-1][1]), repeats))]
     torch.cuda.synchronize()
     return Timing(statistics.median(a.elapsed_time(b) for a, b in pairs), torch.cuda.max_memory_allocated())
+
+
+def enough(ms: float, repeats: int) -> int:
+    """How many calls of `ms` milliseconds are timed, of the `repeats` asked for."""
+    return min(repeats, max(FEWEST, int(MOST_MS / max(ms, 1e-3))))
 
 
 def interleaved(
@@ -106,8 +115,12 @@ def _nothing() -> None:
 
 
 def forget(device: str) -> None:
-    """Drop what was compiled and what nothing refers to any more."""
+    """Drop what was compiled and what nothing refers to any more, the memory of CUDA graphs with it."""
     torch.compiler.reset()
+    if device != "cpu":
+        from torch._inductor.cudagraph_trees import reset_cudagraph_trees
+
+        reset_cudagraph_trees()  # torch 2.11 resets those of its own backend alone
     gc.collect()
     if device != "cpu":
         torch.cuda.synchronize()

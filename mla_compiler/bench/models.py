@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import show
-from .cases import COLUMNS, CPU_CASES, EAGER, FLASHMLA, GPU_CASES, INDUCTOR, SHAPES, SMOLLM2, TINY, Case
-from .compare import Row, run_case, run_interleaved
+from .cases import COLUMNS, CPU_CASES, EAGER, FLASHMLA, GPU_CASES, INDUCTOR, SHAPES, SMOLLM2, TINY_SHAPES, Case
+from .compare import Settings, run_case, run_interleaved
 from .compiling import compiling
 from .measure import forget
-from .work import random_llama
+from .rows import Row
+from .work import random_llama, random_model
 
 if TYPE_CHECKING:
-    from .run import Session
+    from .session import Session
 
 
 def columns(asked: list[str] | None, default: list[str]) -> list[str]:
@@ -29,7 +30,7 @@ def run(session: Session) -> None:
         session.console.print(show.table(rows, names), show.errors(rows, names), sep="\n")
         for line in show.notes(rows):
             session.console.print(line, markup=False)
-    if full_cpu and session.given.cases in "compilation":
+    if full_cpu and session.given.cases.search("compilation"):
         extra = compiling(session.console)
         session.results.also_missed += extra.pop("missed")
         session.results.extra.update(extra)
@@ -37,20 +38,26 @@ def run(session: Session) -> None:
 
 def _by_shape(session: Session, names: list[str]) -> list[Row]:
     """A model is built when its first case starts, and dropped before the next model's."""
-    rows, model, built, settings, tiny = [], None, "", session.settings, session.given.tiny
-    for case in session.chosen(GPU_CASES, lambda case: case.name):
+    rows: list[Row] = []
+    model, built, settings, tiny = None, "", session.settings, session.given.tiny
+    for case in session.chosen(GPU_CASES):
         if case.shape != built:
             model = None
             forget(settings.device)
             session.say(f"{case.shape}, random weights")
-            shape = TINY if tiny else SHAPES[case.shape]
-            model, built = random_llama(shape, settings.device, settings.dtype), case.shape
-        rows.append(_one(model, case.shrunk(64) if tiny else case, names, session))
+            model, built = model_of(case, settings, tiny), case.shape
+        rows.append(_one(model, case.shrunk(64) if tiny else case, [name for name in names if name in case.columns], session))
     return rows
 
 
+def model_of(case: Case, settings: Settings, tiny: bool) -> Any:
+    """The model of a case, with random weights."""
+    architecture, shape = SHAPES[case.shape]
+    return random_model(architecture, TINY_SHAPES[architecture] if tiny else shape, settings.device, settings.dtype)
+
+
 def _one(model: object, case: Case, names: list[str], session: Session) -> Row:
-    row = run_case(model, case, names, session.settings, session.say)
+    row = run_case(model, case, names, session.settings, session.say, session.compiled_of("model", case.name))
     session.results.models.append(row)
     session.save()
     session.console.print(show.table([row], names))
@@ -60,7 +67,7 @@ def _one(model: object, case: Case, names: list[str], session: Session) -> Row:
 def _on_cpu(session: Session, names: list[str]) -> list[Row]:
     """Decode with a long static cache; the columns take turns."""
     rows, model, settings = session.results.models, None, session.settings
-    for case in session.chosen(CPU_CASES, lambda case: case.name):
+    for case in session.chosen(CPU_CASES):
         model = model or random_llama(SMOLLM2, settings.device, settings.dtype)
         rows.append(run_interleaved(model, case, names, settings, session.say))
         session.save()

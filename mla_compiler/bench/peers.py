@@ -2,7 +2,7 @@
 
     bind(copies) -> ways; each way is a list of calls, one for each copy of the operands, out [B, H, T, Dv]
 
-Unfit: the peer has no kernel for that attention. Layouts are the peer's own wherever a view gives them.
+Layouts are the peer's own wherever a view gives them. Here SDPA and FlexAttention; `peers_installed` has the others.
 """
 
 from __future__ import annotations
@@ -18,25 +18,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .attentions import DECODE, Attention
+from .attentions import DECODE, PREFILL, Attention
+from .latents import FLASHMLA_PEER, LATENT
 from .operands import Operands
-
-Call = Callable[[], Tensor]
-Ways = list[list[Call]]
-
-
-class Unfit(Exception):
-    """The peer has no kernel for that attention."""
+from .peers_installed import fa3, flashinfer
+from .peers_latent import flashmla
+from .ways import Call, Unfit, Ways
 
 
 @dataclass(frozen=True)
 class Peer:
-    """module: what has to be importable. gpu: whether a GPU is needed."""
+    """module: what has to be importable. gpu: whether a GPU is needed. groups: what it computes."""
 
     title: str
-    bind: Callable[[list[Operands]], Ways]
+    bind: Callable[[list[Any]], Ways]
     module: str = "torch"
     gpu: bool = True
+    groups: tuple[str, ...] = (PREFILL, DECODE)
 
     def absent(self, device: str) -> bool:
         return (self.gpu and device == "cpu") or importlib.util.find_spec(self.module) is None
@@ -134,102 +132,13 @@ def _mask_mod(given: Operands) -> Callable[..., Tensor]:
     return lambda b, h, i, j: j <= i
 
 
-# --------------------------------------------------------------------------------------------------- what may be there
-
-
-def _fa3(copies: list[Operands]) -> Ways:
-    """FlashAttention-3: [B, T, H, D]."""
-    import flash_attn_interface as fa
-
-    case = copies[0].case
-    lengths = torch.tensor(case.lengths, dtype=torch.int32, device=copies[0].q.device)
-    starts = _starts(copies[0])
-    return [[functools.partial(_fa3_call, fa, case, lengths, starts, *_tokens_first(each)) for each in copies]]
-
-
-def _fa3_call(fa: Any, case: Attention, lengths: Tensor, starts: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    if case.group == DECODE:
-        out = fa.flash_attn_with_kvcache(q, k, v, cache_seqlens=lengths, causal=True)
-    elif case.documents > 1:
-        size = case.document
-        out = fa.flash_attn_varlen_func(q[0], k[0], v[0], starts, starts, max_seqlen_q=size, max_seqlen_k=size, causal=True)
-        out = _first(out)[None]
-    else:
-        out = fa.flash_attn_func(q, k, v, causal=True, window_size=(case.window - 1, 0) if case.window else (-1, -1))
-    return _first(out).transpose(1, 2)
-
-
-def _first(out: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """Older versions return the logsumexp as well."""
-    return out[0] if isinstance(out, tuple) else out
-
-
-def _tokens_first(given: Operands) -> tuple[Tensor, Tensor, Tensor]:
-    return given.q.transpose(1, 2), given.k.transpose(1, 2), given.v.transpose(1, 2)
-
-
-def _starts(given: Operands) -> Tensor:
-    """Where each document starts, and the end: int32 [documents + 1]."""
-    case = given.case
-    return torch.arange(0, case.keys + 1, case.document, dtype=torch.int32, device=given.q.device)
-
-
-PAGE = 16
-
-
-def _flashinfer(copies: list[Operands]) -> Ways:
-    """Ragged prefill, and decode over pages of its own layout [pages, 2, Hkv, 16, D], copied and planned untimed."""
-    import flashinfer
-
-    bind = _flashinfer_decode if copies[0].case.group == DECODE else _flashinfer_prefill
-    return [[bind(flashinfer, each) for each in copies]]
-
-
-def _flashinfer_prefill(flashinfer: Any, given: Operands) -> Call:
-    case, starts = given.case, _starts(given)
-    q, k, v = (x[0] for x in _tokens_first(given))
-    wrapper = flashinfer.BatchPrefillWithRaggedKVCacheWrapper(_workspace(given.q.device), "NHD")
-    wrapper.plan(
-        starts, starts, case.heads, case.kv_heads, case.head_dim, head_dim_vo=case.value_dim, causal=True,
-        window_left=case.window - 1 if case.window else -1, q_data_type=q.dtype, kv_data_type=q.dtype)
-    return lambda: wrapper.run(q, k, v)[None].transpose(1, 2)
-
-
-def _flashinfer_decode(flashinfer: Any, given: Operands) -> Call:
-    case, device = given.case, given.q.device
-    if case.queries > 1:
-        raise Unfit("its decode takes one query")
-    if any(length % PAGE for length in case.lengths):
-        raise Unfit("live lengths are not whole pages")
-    counts = torch.tensor([0, *(length // PAGE for length in case.lengths)])
-    starts = counts.cumsum(0).to(torch.int32)
-    both = torch.stack([given.k, given.v], 1).unflatten(3, (-1, PAGE))  # [B, 2, Hkv, S / PAGE, PAGE, D]
-    pages = both.permute(0, 3, 1, 2, 4, 5).flatten(0, 1).contiguous()
-    each = case.keys // PAGE
-    indices = torch.cat([torch.arange(n // PAGE) + b * each for b, n in enumerate(case.lengths)]).to(device, torch.int32)
-    wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(_workspace(device), "HND", use_tensor_cores=True)
-    wrapper.plan(
-        starts.to(device), indices, torch.full((case.batch,), PAGE, dtype=torch.int32, device=device), case.heads,
-        case.kv_heads, case.head_dim, PAGE, q_data_type=given.q.dtype, kv_data_type=given.q.dtype)
-    q = given.q[:, :, 0].contiguous()
-    return lambda: wrapper.run(q, pages)[:, :, None]
-
-
-def _workspace(device: torch.device) -> Tensor:
-    return torch.empty(128 * 2**20, dtype=torch.uint8, device=device)
-
-
-def _deepseek(copies: list[Operands]) -> Ways:
-    raise Unfit("reads MLA's latent cache, 576 wide, and no other")
-
-
 PEERS = {
     "sdpa": Peer("SDPA", _sdpa, gpu=False),
     "sdpa-fa2": Peer("SDPA FA2", functools.partial(_sdpa, backend=SDPBackend.FLASH_ATTENTION)),
     "sdpa-cudnn": Peer("SDPA cuDNN", functools.partial(_sdpa, backend=SDPBackend.CUDNN_ATTENTION)),
     "flex": Peer("Flex", _flex),
-    "fa3": Peer("FA3", _fa3, "flash_attn_interface"),
-    "flashinfer": Peer("FlashInfer", _flashinfer, "flashinfer"),
-    "deepseek": Peer("FlashMLA", _deepseek, "flash_mla"),
+    "fa3": Peer("FA3", fa3, "flash_attn_interface"),
+    "flashinfer": Peer("FlashInfer", flashinfer, "flashinfer"),
+    FLASHMLA_PEER: Peer("FlashMLA", flashmla, "flash_mla", groups=(LATENT,)),
 }
 """By the name --columns knows. "sdpa" is torch's own choice of kernel."""

@@ -1,4 +1,4 @@
-"""The kernels as bars: a panel for prefill (TFLOP/s) and one for decode (TB/s), ours beside each peer, roofline dashed."""
+"""The kernels as bars: a panel for each group and unit (TFLOP/s, TB/s), ours beside each peer, roofline dashed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 
 from ..errors import OptionError
 
-ROOF = {"prefill": "matmul", "decode": "copy"}
+ROOF = {"TFLOP/s": "matmul", "TB/s": "copy"}
+KERNELS = ("prefill", "decode", "latent")
 
 
 def require(groups: Iterable[str]) -> None:
     """Raises OptionError, before anything is measured, where there will be no kernel to draw or matplotlib is absent."""
-    if not set(groups) & set(ROOF):
-        raise OptionError("--plot draws kernels, and none is measured", "give --group prefill, decode or all")
+    if not set(groups) & set(KERNELS):
+        raise OptionError("--plot draws kernels, and none is measured", "give --group prefill, decode, latent or all")
     if importlib.util.find_spec("matplotlib") is None:
         raise OptionError("--plot needs matplotlib, which is not installed", 'pip install "mla-compiler[bench]"')
 
@@ -24,11 +25,11 @@ def draw(numbers: dict[str, Any], path: Path) -> None:
     """numbers: what --json writes, of at least one kernel."""
     from matplotlib.figure import Figure
 
-    groups = [name for name in ROOF if any(row["group"] == name for row in numbers["kernels"])]
-    figure = Figure(figsize=(13, 4.5 * len(groups)), layout="constrained")
-    for axes, group in zip(figure.subplots(len(groups), squeeze=False)[:, 0], groups, strict=True):
-        rows = [row for row in numbers["kernels"] if row["group"] == group]
-        _panel(axes, rows, numbers["roofline"][ROOF[group]])
+    rows = numbers["kernels"]
+    panels = list(dict.fromkeys((row["group"], row["unit"]) for row in rows))
+    figure = Figure(figsize=(13, 4.5 * len(panels)), layout="constrained")
+    for axes, panel in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        _panel(axes, [row for row in rows if (row["group"], row["unit"]) == panel], numbers["roofline"][ROOF[panel[1]]])
     about = numbers["about"]
     figure.suptitle(f"{about['device']}, {about['dtype']}, torch {about['torch']}, triton {about['triton']}")
     figure.savefig(path, format="png", dpi=120)

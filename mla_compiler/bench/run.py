@@ -3,92 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
 from rich.markup import escape
 
 from ..errors import OptionError
-from . import kernels, models, plot, show, show_kernels
+from . import beforehand, models, plot, show, show_kernels
 from .arguments import GROUPS
-from .attentions import ATTENTIONS
-from .compare import Row, Settings, failures
-from .kernels import KernelRow, run_kernels
+from .cases import GPU_CASES
+from .compare import Settings
+from .kernels import run_kernels
+from .measure import forget
 from .peers import PEERS
 from .roofline import Roofline
-
-Named = TypeVar("Named")
-
-
-@dataclass
-class Results:
-    """Everything measured. extra: what is neither a kernel's nor a model's; skipped: cases the budget left out."""
-
-    about: dict[str, str]
-    roof: Roofline | None = None
-    kernels: list[KernelRow] = field(default_factory=list)
-    models: list[Row] = field(default_factory=list)
-    extra: dict[str, Any] = field(default_factory=dict)
-    skipped: list[str] = field(default_factory=list)
-    also_missed: list[str] = field(default_factory=list)
-
-    def missed(self) -> list[str]:
-        return [*kernels.failures(self.kernels), *failures(self.models), *self.also_missed]
-
-    def numbers(self) -> dict[str, Any]:
-        roof = self.roof
-        return {
-            "about": self.about, "roofline": vars(roof) if roof else None,
-            "kernels": [show_kernels.as_json(row, roof) for row in self.kernels if roof],
-            "cases": [show.as_json(row) for row in self.models],
-            **self.extra, "missed": self.missed(), "skipped": self.skipped,
-        }
-
-
-@dataclass
-class Session:
-    """One call of the benchmark: its flags, its settings, where it prints, when it began."""
-
-    given: argparse.Namespace
-    settings: Settings
-    console: Console
-    results: Results
-    began: float
-
-    @property
-    def spent(self) -> bool:
-        """Whether the budget is."""
-        return self.given.budget is not None and time.monotonic() - self.began >= self.given.budget
-
-    @property
-    def full_cpu(self) -> bool:
-        """On a CPU, at the size of a CPU."""
-        return self.settings.device == "cpu" and not self.given.tiny
-
-    def say(self, text: str) -> None:
-        """Progress: seconds since the start, and what comes next."""
-        self.console.print(f"{time.monotonic() - self.began:6.1f} s  {text}")
-
-    def chosen(self, cases: Iterable[Named], name: Callable[[Named], str]) -> Iterator[Named]:
-        """The cases --cases names, until the budget is spent; the rest is noted and said."""
-        for case in cases:
-            if self.given.cases not in name(case):
-                continue
-            if not self.spent:
-                yield case
-            else:
-                self.results.skipped.append(name(case))
-                self.console.print(f"not run: {name(case)}: the budget of {self.given.budget:g} s is spent")
-
-    def save(self) -> None:
-        if self.given.json is not None:
-            self.given.json.write_text(json.dumps(self.results.numbers(), indent=1))
+from .sampling import CASES
+from .session import Results, Session
 
 
 def run(given: argparse.Namespace) -> int:
@@ -99,14 +31,24 @@ def run(given: argparse.Namespace) -> int:
         plot.require(groups)
     results, console = session.results, session.console
     console.print(*(f"{key} {value}" for key, value in results.about.items()), sep="; ")
+    _compile_beforehand(groups, session)
     for group in groups:
         models.run(session) if group == "model" else _kernels(group, session)
         session.save()
     if given.plot is not None and results.kernels:
         plot.draw(results.numbers(), given.plot)
-    missed = results.missed()
+    return _conclude(session)
+
+
+def _conclude(session: Session) -> int:
+    """The bars of all groups together, and the exit status."""
+    rows: list[show.Judgeable] = [*session.results.kernels, *session.results.models]
+    missed = session.results.missed()
+    if any(row.bars() for row in rows):
+        session.console.print(show.summary(rows), show.counts(rows), sep="\n")
     for line in missed:
-        console.print("[red]missed[/] ", escape(line))
+        session.console.print("[red]missed[/] ", escape(line))
+    session.say(f"{len(rows)} cases")
     return 1 if missed else 0
 
 
@@ -128,22 +70,40 @@ def _groups(given: argparse.Namespace, session: Session) -> list[str]:
     return list(GROUPS)
 
 
+def _compile_beforehand(groups: list[str], session: Session) -> None:
+    given, settings = session.given, session.settings
+    most = beforehand.processes(given.jobs, settings.device, given.tiny)
+    if most < 1 or session.full_cpu:
+        return
+    jobs = []
+    for group in groups:
+        if group == "model":
+            jobs += beforehand.jobs_of_models(session.matching(GPU_CASES), given.columns, settings, given.tiny)
+        else:
+            jobs += beforehand.jobs_of_kernels(session.matching(CASES[group]), given.columns, settings, given.tiny)
+    if jobs:
+        session.compiled.update(beforehand.first_calls(jobs, most, session.say))
+        session.say("compiled")
+
+
 def _kernels(group: str, session: Session) -> None:
     """The attentions of one group; the roofline first, once."""
     results, settings, tiny = session.results, session.settings, session.given.tiny
-    cases = [case.shrunk() if tiny else case for case in ATTENTIONS if case.group == group]
-    peers = [name for name in PEERS if session.given.columns is None or name in session.given.columns]
+    peers = [name for name, peer in PEERS.items()
+             if group in peer.groups and (session.given.columns is None or name in session.given.columns)]
     rows = []
-    for case in session.chosen(cases, lambda case: case.name):
+    for case in session.chosen(CASES[group]):
         if results.roof is None:
             size = (1 / 64, 256) if tiny else (2.0, 8192)
             results.roof = Roofline.measured(settings.device, settings.dtype, settings.repeats, *size)
             session.console.print(f"roofline of this run: {results.roof}")
         with session.console.status(case.name) as status:
-            rows.append(run_kernels(case, peers, settings, status.update))
+            seconds = session.compiled_of(group, case.name)
+            rows.append(run_kernels(case.shrunk() if tiny else case, peers, settings, status.update, seconds))
+        forget(settings.device)
         results.kernels.append(rows[-1])
         session.save()
-        session.console.print(show_kernels.line(rows[-1], results.roof))
+        session.say(show_kernels.line(rows[-1], results.roof))
     if rows and results.roof is not None:
         session.console.print(show_kernels.table(rows, peers, results.roof), show_kernels.checks(rows, peers), sep="\n")
         for line in show_kernels.notes(rows):

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+from collections.abc import Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from rich.box import SIMPLE
 from rich.table import Table
 
-from .bars import verdicts, verdicts_json
+from .bars import Judged, verdict, verdicts, verdicts_json
 from .cases import COLUMNS, FLASHMLA
-from .compare import Cell, Row, Settings
+from .compare import Settings
+from .rows import Cell, Row
+
+
+class Judgeable(Protocol):
+    """A measured row, of a kernel or of a model."""
+
+    case: Any
+
+    def bars(self) -> list[Judged]: ...
 
 
 def facts(settings: Settings) -> dict[str, str]:
@@ -43,22 +54,40 @@ def table(rows: list[Row], columns: list[str]) -> Table:
     shown.add_column("bars")
     for row in rows:
         ratios = [_ratio(row.ratio(name)) for name in peers]
-        shown.add_row(row.case.name, *(_cell(row.cells[name]) for name in columns), *ratios, verdicts(row.bars()))
+        shown.add_row(row.case.name, *(_cell(row.cells.get(name)) for name in columns), *ratios, verdicts(row.bars()))
     return shown
 
 
 def errors(rows: list[Row], columns: list[str]) -> Table:
-    """Each column's error as a multiple of eager's (2 is the limit), and the seconds of its first call."""
+    """Each column's error as a multiple of eager's (2 is the limit), and the seconds of its first call, in a process of its own
+    where it was compiled beforehand."""
     shown = Table(title="error / eager's error (first call, s)", title_justify="left")
     shown.add_column("")
     for name in columns:
         shown.add_column(COLUMNS[name], justify="right")
     for row in rows:
         eager = row.cells[columns[0]].error
-        cells = (row.cells[name] for name in columns)
-        texts = ["-" if c.failure or not eager else f"{c.error / eager:.2f} ({c.compile_s:.0f})" for c in cells]
+        cells = (row.cells.get(name) for name in columns)
+        texts = ["-" if c is None or c.failure or not eager else f"{c.error / eager:.2f} ({c.compile_s:.0f})" for c in cells]
         shown.add_row(row.case.name, *texts)
     return shown
+
+
+def summary(rows: Sequence[Judgeable]) -> Table:
+    """Every bar of every case, and what was found."""
+    shown = Table(box=SIMPLE)
+    for name, side in (("case", "left"), ("bar", "left"), ("found", "right"), ("", "left")):
+        shown.add_column(name, justify=side)  # type: ignore[arg-type]
+    for row in rows:
+        for bar, value, ok in row.bars():
+            shown.add_row(row.case.name, str(bar), "-" if value is None else bar.shown(value), verdict((bar, value, ok)))
+    return shown
+
+
+def counts(rows: Sequence[Judgeable]) -> str:
+    """How many bars are cleared; goals do not count."""
+    bars = [ok for row in rows for bar, _, ok in row.bars() if not bar.goal]
+    return f"{bars.count(True)} of {len(bars)} bars cleared, {bars.count(False)} missed, {bars.count(None)} without a number"
 
 
 def notes(rows: list[Row]) -> list[str]:
@@ -71,7 +100,9 @@ def as_json(row: Row) -> dict[str, Any]:
     return {"case": row.case.name, "model": row.case.shape, "columns": cells, "bars": verdicts_json(row.bars())}
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: Cell | None) -> str:
+    if cell is None:
+        return "-"
     if cell.timing is None:
         return "failed"
     return f"{cell.timing.ms:.2f}" + (f" ({cell.timing.peak / 2**30:.1f})" if cell.timing.peak else "")

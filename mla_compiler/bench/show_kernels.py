@@ -8,10 +8,9 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from .attentions import DECODE
 from .bars import verdicts, verdicts_json
 from .cases import FLASHMLA
-from .kernels import KernelRow, Reading
+from .kernel_rows import KernelRow, Reading
 from .peers import PEERS
 from .roofline import Roofline
 
@@ -32,7 +31,8 @@ def table(rows: list[KernelRow], peers: list[str], roof: Roofline) -> Table:
 def line(row: KernelRow, roof: Roofline) -> str:
     """What there is to say when a case is done."""
     rate, part, ratio = _ours(row, roof)
-    return f"{row.case.name}: {_us(row.ours)} us, {rate}, {part} of the roofline, {ratio}"
+    first = f", first call {row.ours.compile_s:.1f} s" if row.ours.us is not None else ""
+    return f"{row.case.name}: {_us(row.ours)} us, {rate}, {part} of the roofline, {ratio}{first}"
 
 
 def _ours(row: KernelRow, roof: Roofline) -> tuple[str, str, str]:
@@ -40,14 +40,14 @@ def _ours(row: KernelRow, roof: Roofline) -> tuple[str, str, str]:
     rate, part, best = row.rate(row.ours.us), share(row, roof), row.best()
     ratio = row.ratio(best[0]) if best else None
     return (
-        "-" if rate is None else f"{rate:.3g} {row.unit}", "-" if part is None else f"{100 * part:.0f}%",
+        "-" if rate is None else f"{rate:.3g} {row.case.unit}", "-" if part is None else f"{100 * part:.0f}%",
         "-" if ratio is None or best is None else f"{ratio:.2f}x {PEERS[best[0]].title}",
     )
 
 
 def checks(rows: list[KernelRow], peers: list[str]) -> Table:
     """Each kernel's error as a multiple of the formula's (2 is the limit), how it was timed, and seconds of its first call."""
-    title = "error / the formula's, first call in s; * timed by events, not in a CUDA graph"
+    title = "error / the formula's, first call in s (beforehand, if it was made there); * timed by events, not in a CUDA graph"
     shown = Table(title=title, title_justify="left", box=SIMPLE)
     shown.add_column("")
     for name in ("flashmla", *(PEERS[name].title for name in peers)):
@@ -68,14 +68,14 @@ def notes(rows: list[KernelRow]) -> list[str]:
 def share(row: KernelRow, roof: Roofline) -> float | None:
     """Our rate over the roofline's."""
     rate = row.rate(row.ours.us)
-    return None if rate is None else rate / (roof.copy if row.case.group == DECODE else roof.matmul)
+    return None if rate is None else rate / (roof.copy if row.case.unit == "TB/s" else roof.matmul)
 
 
 def as_json(row: KernelRow, roof: Roofline) -> dict[str, Any]:
     best = row.best()
     readings = {name: {**dataclasses.asdict(found), "rate": row.rate(found.us)} for name, found in row.readings.items()}
     return {
-        "case": row.case.name, "group": row.case.group, "spec": row.case.spec, "unit": row.unit, "readings": readings,
+        "case": row.case.name, "group": row.case.group, "spec": row.case.spec, "unit": row.case.unit, "readings": readings,
         "best_peer": best[0] if best else None, "ratio": row.ratio(best[0]) if best else None, "of_roofline": share(row, roof),
         "dense_us": row.dense_us, "bars": verdicts_json(row.bars()),
     }

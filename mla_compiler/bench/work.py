@@ -19,19 +19,23 @@ TRUTH = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.floa
 """The dtype whose result counts as exact beside a working dtype."""
 
 
-def random_llama(shape: Mapping[str, Any], device: str, dtype: torch.dtype, seed: int = 0) -> Any:
-    """transformers' LlamaForCausalLM with random weights, attention by F.sdpa."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def random_model(architecture: str, shape: Mapping[str, Any], device: str, dtype: torch.dtype, seed: int = 0) -> Any:
+    """transformers' causal language model of that name with random weights, attention by F.sdpa."""
+    import transformers
 
     torch.manual_seed(seed)
-    config = LlamaConfig(attn_implementation="sdpa", dtype=dtype, **shape)
+    config = getattr(transformers, f"{architecture}Config")(attn_implementation="sdpa", dtype=dtype, **shape)
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            return LlamaForCausalLM(config).eval()
+            return getattr(transformers, f"{architecture}ForCausalLM")(config).eval()
     finally:
         torch.set_default_dtype(default)
+
+
+def random_llama(shape: Mapping[str, Any], device: str, dtype: torch.dtype, seed: int = 0) -> Any:
+    return random_model("Llama", shape, device, dtype, seed)
 
 
 @dataclass
@@ -90,10 +94,14 @@ class Work:
 
 
 def _empty_cache(model: Any, case: Case) -> Any:
+    """A static cache that one step of the model has laid out: keys and values, or DeepSeek's latents and rope keys."""
     from transformers import StaticCache
 
-    config = model.config
-    cache = StaticCache(config=config, max_cache_len=case.cache)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cache.early_initialization(case.batch, config.num_key_value_heads, head_dim, model.dtype, model.device)
+    cache = StaticCache(config=model.config, max_cache_len=case.cache)
+    ids = torch.zeros(case.batch, 1, dtype=torch.int64, device=model.device)
+    with torch.no_grad():
+        model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    for layer in cache.layers:
+        layer.keys.zero_()
+        layer.values.zero_()
     return cache

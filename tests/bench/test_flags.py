@@ -8,7 +8,7 @@ import pytest
 from mla_compiler import cli
 from mla_compiler.bench import __main__ as bench
 from mla_compiler.bench import arguments, models, peers, run
-from mla_compiler.bench.kernels import Reading
+from mla_compiler.bench.kernel_rows import Reading
 
 TINY = ["--tiny", "--device", "cpu", "--repeats", "1", "--columns", "sdpa,fa3"]
 
@@ -36,10 +36,18 @@ def test_all_groups_run_in_their_order(monkeypatch, capsys):
     monkeypatch.setattr(run, "_kernels", lambda group, session: ran.append(group))
     monkeypatch.setattr(models, "run", lambda session: ran.append("model"))
     assert bench.main(["--tiny", "--device", "cpu"]) == 0
-    assert ran == ["prefill", "decode", "model"]
+    assert ran == ["prefill", "decode", "latent", "model"]
     ran.clear()
     assert bench.main(["--device", "cpu"]) == 0
     assert ran == ["model"] and "kernels are measured on a GPU" in capsys.readouterr().out
+
+
+def test_cases_are_named_by_a_regular_expression(capsys):
+    assert bench.main([*TINY, "--group", "decode", "--cases", r"B=1 (2|8)k$"]) == 0
+    shown = capsys.readouterr().out
+    assert "decode B=1 2k: " in shown and "decode B=1 8k: " in shown and "decode B=16" not in shown
+    with pytest.raises(SystemExit):
+        bench.parse(["--cases", "("])
 
 
 def test_kernels_at_full_size_need_a_gpu(capsys):
@@ -69,7 +77,7 @@ def test_a_plot_needs_matplotlib_and_kernels_before_anything_is_measured(monkeyp
     assert cli.main(["bench", *TINY, "--group", "decode", "--plot", "x.png"]) == 2
     assert 'pip install "mla-compiler[bench]"' in capsys.readouterr().err
     assert cli.main(["bench", *TINY, "--group", "model", "--plot", "x.png"]) == 2
-    assert "--group prefill, decode or all" in capsys.readouterr().err
+    assert "--group prefill, decode, latent or all" in capsys.readouterr().err
 
 
 def test_a_plot_is_drawn(tmp_path):

@@ -12,7 +12,8 @@ from mla_compiler.bench import kernels, show_kernels
 from mla_compiler.bench.attentions import ATTENTIONS, DECODE, PREFILL, Attention
 from mla_compiler.bench.bars import BEST, BEST_SDPA, Bar, Limit
 from mla_compiler.bench.compare import Settings
-from mla_compiler.bench.kernels import KernelRow, Reading, failures, run_kernels
+from mla_compiler.bench.kernel_rows import KernelRow, Reading, failures
+from mla_compiler.bench.kernels import run_kernels
 from mla_compiler.bench.measure import per_call
 from mla_compiler.bench.operands import Operands
 from mla_compiler.bench.peers import PEERS, Peer, Unfit
@@ -51,7 +52,7 @@ def test_no_right_answer_of_ours_is_a_failure():
 
 
 def test_documents_are_compared_with_our_dense_causal():
-    bars = (Limit("x our dense causal", 6, least=True), Limit("ms", 1), Limit("TFLOP/s", 1, least=True))
+    bars = (Limit("x ours, dense", 6, least=True), Limit("ms", 1), Limit("TFLOP/s", 1, least=True))
     case = Attention("documents", PREFILL, 1, 1024, 1024, documents=16, bars=bars)
     row = KernelRow(case, torch.bfloat16, {"flashmla": Reading(100)}, dense_us=590)
     assert [value for _, value, _ in row.bars()] == pytest.approx([5.9, 0.1, case.flops / 100 * 1e-6, 0.0])
@@ -71,7 +72,7 @@ def test_tables_show_what_there_is(capsys):
         assert text in shown
     assert show_kernels.notes([row]) == [
         "decode: flex: ValueError: [no]", "decode: deepseek: no kernel: none", "decode: flashinfer: wrong: 3"]
-    assert show_kernels.line(row, ROOF) == "decode: 10.0 us, 0.839 TB/s, 28% of the roofline, 1.60x SDPA"
+    assert show_kernels.line(row, ROOF) == "decode: 10.0 us, 0.839 TB/s, 28% of the roofline, 1.60x SDPA, first call 3.2 s"
     numbers = json.loads(json.dumps(show_kernels.as_json(row, ROOF)))
     assert (numbers["best_peer"], numbers["ratio"], numbers["readings"]["fa3"]["rate"]) == ("sdpa", 1.6, None)
 
@@ -86,10 +87,7 @@ def test_a_case_is_checked_and_timed():
 
 
 def test_a_wrong_kernel_is_not_timed(monkeypatch):
-    def shifted(given: Operands, spec: str, tables: tuple):
-        return lambda: given.q * math.nan
-
-    monkeypatch.setattr(kernels, "attend", shifted)
+    monkeypatch.setattr(Operands, "ours", lambda given: lambda: given.q * math.nan)
     row = run_kernels(TOY, [], SETTINGS, lambda text: None)
     assert row.ours.us is None and row.ours.note.startswith("wrong: nan")
     assert len(list(failures([row]))) == 1
@@ -123,6 +121,21 @@ def test_our_first_call_finds_no_kernel_on_disk(monkeypatch):
         run_kernels(TOY, [], SETTINGS, lambda text: None)
         assert os.environ.get("TRITON_ALWAYS_COMPILE") == before
     assert seen == ["1", "1"]
+
+
+def test_operands_that_do_not_fit_make_a_row_of_failures(monkeypatch):
+    def no_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(kernels, "copies", no_memory)
+    row = run_kernels(TOY, ["sdpa"], SETTINGS, lambda text: None)
+    assert {reading.note for reading in row.readings.values()} == {"OutOfMemoryError: CUDA out of memory"}
+    assert list(row.readings) == ["flashmla", "sdpa"] and len(list(failures([row]))) == 1
+
+
+def test_a_first_call_made_beforehand_is_the_one_that_is_shown():
+    row = run_kernels(TOY, ["sdpa"], SETTINGS, lambda text: None, {"flashmla": 7.0})
+    assert row.ours.compile_s == 7.0 and row.ours.us > 0 and row.readings["sdpa"].compile_s < 7
 
 
 def test_calls_take_turns():

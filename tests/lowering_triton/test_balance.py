@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mla_compiler.ir import AttentionSpec
+from mla_compiler.lowering import counters
 from mla_compiler.lowering.choice import Choice
-from mla_compiler.lowering.decode import counters
 from mla_compiler.lowering.decode.config import Shape, batch_block, configure, power
 from mla_compiler.lowering.machine import MACHINES
 

@@ -9,7 +9,7 @@ from mla_compiler.errors import OptionError
 from mla_compiler.ir import AttentionSpec, Site
 from mla_compiler.lowering.compile import build, compile_kernel, compile_spec, kernels_of_sites
 from mla_compiler.lowering.machine import MACHINES
-from mla_compiler.lowering.select import choose
+from mla_compiler.lowering.select import candidates, choose
 
 from .attentions import CASES
 
@@ -27,9 +27,9 @@ def compiled(spec, queries, dim, arch, dtype=torch.bfloat16, value_dim=None):
 def test_every_architecture(arch, queries):
     kernel = compiled(CAUSAL, queries, 128, arch)
     code = kernel.amdgcn or kernel.ptx
-    assert PRODUCT[arch if queries > 1 or arch == "gfx942" else "sm_80"] in code
+    assert PRODUCT[arch if queries > 1 or arch in ("sm_90", "gfx942") else "sm_80"] in code
     assert kernel.registers > 0 and 0 < kernel.shared <= MACHINES[arch].shared_memory
-    assert ("tt.dot" in kernel.ttir or kernel.name == "hopper") and "ttg.num-warps" in kernel.ttgir and kernel.llir
+    assert ("tt.dot" in kernel.ttir or "hopper" in kernel.name) and "ttg.num-warps" in kernel.ttgir and kernel.llir
     assert arch != "sm_90" or kernel.spills == 0 or kernel.name == "hopper"
     assert bool(kernel.cubin) == bool(kernel.sass) == (arch != "gfx942")
 
@@ -38,13 +38,14 @@ def test_every_architecture(arch, queries):
 @pytest.mark.parametrize("queries", [1, 4096])
 def test_nothing_spills_on_hopper(dims, queries):
     kernel = compiled(CAUSAL, queries, dims[0], "sm_90", value_dim=dims[1])
-    assert kernel.spills == 0 or kernel.name == "hopper"          # test_hopper.py looks closer
+    assert kernel.spills == 0 or "hopper" in kernel.name          # test_hopper.py and test_decode_hopper.py look closer
 
 
 @pytest.mark.parametrize("name", ["documents", "mask, summarised"])
 def test_nothing_spills_under_a_mask(name):
     for queries in (1, 4096):
-        assert compiled(AttentionSpec.parse(CASES[name].spec), queries, 128, "sm_90").spills == 0
+        kernel = compiled(AttentionSpec.parse(CASES[name].spec), queries, 128, "sm_90")
+        assert kernel.spills == 0 or kernel.name == "hopper"      # test_hopper.py looks closer
 
 
 def unwritten(sass: str) -> list[str]:
@@ -94,7 +95,9 @@ def test_summarize_compiles(arch):
 def test_decode_loads_16_bytes_at_once_and_never_waits_for_the_last(arch, text):
     spec = AttentionSpec.parse(str(CAUSAL) + text)
     for queries in (1, 8, 16):
-        kernel = compiled(spec, queries, 128, arch)
+        found = candidates(spec, 1, 32, queries, 8192, 128, 128, torch.bfloat16, MACHINES[arch])
+        packed = next(choice for choice in found if choice.family == "decode")
+        kernel = compile_kernel(spec, packed, 128, 128, torch.bfloat16, arch)
         copies = re.findall(r"cp\.async\.c[ag]\.shared\.global .*?, (0x10|0x8|0x4),", kernel.ptx)
         assert set(copies) == {"0x10"}
         waits = [int(groups) for groups in re.findall(r"cp\.async\.wait_group\s+(\d+)", kernel.ptx)]
@@ -108,12 +111,12 @@ def test_the_kernels_of_a_report_come_once_each():
     other = Site(1, "attend", status="fused", spec=str(CAUSAL), shape=step, dtype="bfloat16")
     wide = Site(2, "attend", status="fused", spec=str(CAUSAL), shape=shape.replace("64]", "512]"), dtype="bfloat16")
     found = kernels_of_sites([site, site, other, wide], "sm_90")
-    assert [kernel.name for kernel in found] == ["hopper", "decode"]
+    assert [kernel.name for kernel in found] == ["hopper", "decode_hopper"]
     assert all(kernel.source and kernel.ptx for kernel in found)
 
 
 def test_without_a_shape_both_families_are_compiled():
-    assert [kernel.name for kernel in compile_spec(CAUSAL, 64, 64, torch.float16, "sm_90")] == ["hopper", "decode"]
+    assert [kernel.name for kernel in compile_spec(CAUSAL, 64, 64, torch.float16, "sm_90")] == ["hopper", "decode_hopper"]
 
 
 def test_an_unknown_architecture_is_an_error():

@@ -13,7 +13,7 @@ from .attentions import CASES
 
 @pytest.mark.parametrize("name, family", [
     ("causal", "prefill"), ("mask, summarised", "prefill"), ("live length", "decode"), ("every function", "decode"),
-    ("window", "hopper"),
+    ("window", "hopper"), ("live length", "decode_hopper"),
 ])
 def test_source(golden, name, family):
     golden(f"kernels/{family} {name.replace(',', '')}.txt", codegen.source(AttentionSpec.parse(CASES[name].spec), family))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mla_compiler import lowering
-from mla_compiler.lowering.decode import counters
+from mla_compiler.lowering import counters
 
 from .cases import Case
 from .test_gpu import check, within_twice

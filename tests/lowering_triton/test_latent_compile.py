@@ -1,16 +1,19 @@
 """The latent kernels with DeepSeek's dims, compiled for every architecture without a GPU; what they became on sm_90."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 
 from mla_compiler.ir import AttentionSpec
 from mla_compiler.lowering import gpu_latent
-from mla_compiler.lowering.compile import compile_latent
+from mla_compiler.lowering.choice import Choice
+from mla_compiler.lowering.compile import build, compile_latent
 from mla_compiler.lowering.machine import MACHINES
 from mla_compiler.lowering.mla.config import Shape, configure
-from mla_compiler.lowering.mla.hopper_launch import serves
+from mla_compiler.lowering.mla.exchange_launch import candidates, line, serves
+from mla_compiler.lowering.mla.merge import merge
 
 from .latents import Case, operands
 from .test_compile import PRODUCT
@@ -44,11 +47,13 @@ def test_float32_is_float32(family):
 
 @pytest.mark.parametrize("arch", MACHINES)
 def test_merge_compiles(arch):
-    from mla_compiler.lowering.compile import build
-    from mla_compiler.lowering.mla.merge import merge
-
-    types = {"parts": "*fp32", "lse": "*fp32", "out": "*bf16"}
-    assert build(merge, types, {"R": 512, "BLOCK_R": 128}, arch, 4, 2).asm["llir"]
+    """Sixteen loads of 16 bytes a thread; on Hopper also beside the kernel before it."""
+    constants = {"R": 512, "BLOCK_R": 512, "BLOCK_P": 4, "BLOCK_M": 4, "CHOSEN": False}
+    types = {"parts": "*fp32", "lse": "*fp32", "cuts": "*i64", "out": "*bf16"}
+    assert build(merge, types, {**constants, "BLOCK_H": 0, "EARLY": False, "cuts": None}, arch, 4, 2).asm["llir"]
+    if arch == "sm_90":
+        early = build(merge, types, {**constants, "BLOCK_H": 64, "EARLY": True}, arch, 4, 2).asm["ptx"]
+        assert early.index("griddepcontrol.wait") < early.index("ld.global") and early.count("ld.global.v4") == 16
 
 
 def test_a_tile_of_latents_is_one_buffer_for_both_products():
@@ -61,58 +66,54 @@ def test_a_tile_of_latents_is_one_buffer_for_both_products():
     assert turned and all(re.search(rf"warp_group_dot %\w+, {tile},", ttgir) for tile in turned)
 
 
-def hopper(spec=LIVE, **changes):
-    return compiled("mla_hopper", "sm_90", spec=spec, **changes)
-
-
-@pytest.mark.parametrize("batch", [4, 128])
-@pytest.mark.parametrize("paged", [False, True])
-def test_the_hopper_kernel_spills_nothing(batch, paged):
-    kernel = hopper(batch=batch, paged=paged)
-    assert kernel.spills == 0 and kernel.shared <= H100.shared_memory and kernel.registers * 384 <= 65536
-    assert "wgmma.mma_async" in kernel.ptx and "cp.async.bulk.tensor.3d" in kernel.ptx
-    assert kernel.ptx.count("setmaxnreg.inc.sync.aligned.u32 \t240") == 1
-
-
-def test_the_leader_computes_weights_while_sums_are_running():
-    """In its loop all products of a tile are begun before the first wait, which leaves one group, the sums, unfinished."""
-    kernel = hopper()
-    if not kernel.sass:
-        pytest.skip("no disassembler")
-    loops = [piece for piece in re.split(r"\n\.L_\w+:", kernel.sass) if piece.count("HGMMA") == 38]
-    assert len(loops) == 2                                          # masked and whole tiles
-    for piece in loops:
-        assert piece.count("WARPGROUP.DEPBAR") == 2 and "MUFU.EX2" in piece and not re.search(r"\b(STL|LDL)\b", piece)
-        assert piece.rindex("HGMMA") < piece.index("WARPGROUP.DEPBAR") < piece.index("MUFU.EX2")
+def hopper(spec=LIVE, family="mla_exchange", dims=(512, 64), dtype=torch.bfloat16, **changes):
+    return compile_latent(spec, Choice(family, 64, 64, 4, 2, **changes), *dims, dtype, "sm_90")
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if "residue" not in case.spec])
 def test_every_hull_compiles(name):
     kernel = hopper(AttentionSpec.parse(CASES[name].spec), dtype=torch.float16)
-    assert kernel.name == "mla_hopper" and kernel.source.startswith('"""out[b,h,i,:]') and kernel.spills == 0
+    assert kernel.name == "mla_exchange" and kernel.source.startswith('"""out[b,h,i,:]')
 
 
-@pytest.mark.parametrize("batch", [4, 128])
-@pytest.mark.parametrize("paged", [False, True])
-def test_the_hopper_kernel_gathers_chosen_tokens(batch, paged):
-    """16 bytes a thread into the ring; copies done, fenced by all threads, then announced by one."""
-    kernel = compiled("tokens_hopper", "sm_90", batch=batch, paged=paged)
-    assert kernel.spills == 0 and kernel.shared <= H100.shared_memory and kernel.registers * 384 <= 65536
-    assert "wgmma.mma_async" in kernel.ptx and kernel.ptx.count("cp.async.cg.shared.global") == 18
-    after = kernel.ptx.split("cp.async.wait_group \t2;")[1]
-    assert re.findall(r"bar\.sync|fence\.proxy\.async|mbarrier\.arrive", after)[:4] == [
-        "bar.sync", "fence.proxy.async", "bar.sync", "mbarrier.arrive"]
+def test_queries_and_results_travel_by_tma():
+    """Rounded results leave through shared memory at once, parts in halves; by hand only a log2-sum-exp a row."""
+    kernel = hopper()
+    assert "st.global" not in kernel.ptx and kernel.ptx.count("cp.async.bulk.tensor.4d.global.shared") == 2
+    assert kernel.ptx.count("cp.async.bulk.tensor.4d.shared") == 9
+    parts = hopper(kv_splits=4).ptx
+    assert parts.count("cp.async.bulk.tensor.2d.global.shared") == 4 and parts.count("st.global") == 2
+    assert "griddepcontrol.launch_dependents" in kernel.ptx
 
 
-@pytest.mark.parametrize("dims", [(512, 128), (256, 64), (128, 16), (384, 24)], ids=str)
+@pytest.mark.parametrize("family", ["mla_exchange", "tokens_exchange"])
+@pytest.mark.parametrize("batch", [0, 1, 128])
+def test_the_exchange_kernels_work_in_registers(family, batch):
+    """Every product is begun without waiting for the one before; what a loop spills is a few scalars. batch 0: without a line.
+
+    Odd weights are computed between the beginning of a product and its wait.
+    """
+    choice = line(LIVE, family, batch, 128, 1, 8192, H100) if batch else Choice(family, 64, 64, 4, 2)
+    kernel = compile_latent(LIVE, choice, 512, 64, torch.bfloat16, "sm_90", paged=True)
+    assert kernel.shared <= H100.shared_memory and kernel.registers * 384 <= 65536
+    if not kernel.sass:
+        pytest.skip("no disassembler")
+    loops = [piece for piece in re.split(r"\n\.L_\w+:", kernel.sass) if "HGMMA" in piece]
+    assert [piece.count("HGMMA") for piece in loops] == [16, 4, 16, 4, 4, 4, 16, 4, 16, 4, 4]
+    assert all(piece.count("WARPGROUP.DEPBAR") <= 1 for piece in loops)
+    assert sum(len(re.findall(r"\b(STL|LDL)\b", piece)) for piece in loops) <= (20 if family == "tokens_exchange" else 4)
+    under = next(piece for piece in loops if "DEPBAR" not in piece and "MUFU.EX2" in piece)
+    assert under.index("HGMMA") < under.index("MUFU.EX2")
+
+
+@pytest.mark.parametrize("dims", [(256, 64), (128, 16), (384, 24)], ids=str)
 def test_other_dims(dims):
-    kernel = hopper(dims=dims)
-    assert kernel.spills == 0 and kernel.shared <= H100.shared_memory
+    assert hopper(dims=dims).shared <= H100.shared_memory
 
 
 @pytest.mark.parametrize("layout, chosen, family", [
-    ("contiguous", 0, "mla_hopper"), ("one buffer", 0, "mla_hopper"), ("strided", 0, "mla"), ("one buffer", 9, "tokens_hopper"),
-    ("strided", 9, "tokens"),
+    ("contiguous", 0, "mla_exchange"), ("one buffer", 0, "mla_exchange"), ("strided", 0, "mla"),
+    ("one buffer", 9, "tokens_exchange"), ("strided", 9, "tokens"),
 ])
 def test_what_tma_cannot_address_takes_the_plain_kernel(layout, chosen, family):
     case = Case("score: s", layout=layout, chosen=chosen, rank=512, width=64, batch=2, dtype=torch.bfloat16)
@@ -120,7 +121,50 @@ def test_what_tma_cannot_address_takes_the_plain_kernel(layout, chosen, family):
 
 
 def test_what_the_hopper_kernel_leaves_to_the_plain_one():
-    assert serves(LIVE, 512, 64, torch.bfloat16, H100)
-    assert not serves(LIVE, 512, 64, torch.float32, H100) and not serves(LIVE, 510, 64, torch.bfloat16, H100)
-    assert not serves(LIVE, 64, 16, torch.bfloat16, H100) and not serves(LIVE, 512, 64, torch.bfloat16, MACHINES["sm_100"])
-    assert not serves(AttentionSpec.parse(CASES["padding"].spec), 512, 64, torch.bfloat16, H100)
+    shape = Shape(1, 16, 100, 512, 64, 2)
+    assert serves(LIVE, shape, torch.bfloat16, H100)
+    assert not serves(LIVE, shape, torch.float32, H100) and not serves(LIVE, shape, torch.bfloat16, MACHINES["sm_100"])
+    others = [replace(shape, **change) for change in ({"rank": 510}, {"rank": 64}, {"rope": 128})]
+    assert not any(serves(LIVE, other, torch.bfloat16, H100) for other in others)
+    assert not serves(AttentionSpec.parse(CASES["padding"].spec), shape, torch.bfloat16, H100)
+
+
+@pytest.mark.parametrize("chosen, family", [(0, "mla"), (9, "tokens")])
+def test_a_long_rope_part_takes_the_plain_kernel(chosen, family):
+    """Its queries would not lie where weights will."""
+    case = Case("score: s", chosen=chosen, rank=512, width=128, batch=2, dtype=torch.bfloat16)
+    assert gpu_latent.choose(LIVE, operands(case)[0], H100).family == family
+
+
+def test_who_shares_a_line_of_tiles():
+    """Sequences whose rows see nearly the same keys; a number of parts that was asked for is kept."""
+    shape = Shape(4, 128, 8192, 512, 64, 2)
+    assert candidates(LIVE, "mla_exchange", (4, 128, 1), shape, H100)[0].programs == 132
+    assert not candidates(LIVE, "mla_exchange", (4, 128, 17), shape, H100)[0].programs
+    of_heads = AttentionSpec.parse("score: s; lo: i - 9*h")
+    assert not any(c.programs for c in candidates(of_heads, "mla_exchange", (4, 128, 1), shape, H100))
+    asked = AttentionSpec.parse(f"{LIVE}; kv_splits: 5")
+    assert [(c.programs, c.kv_splits) for c in candidates(asked, "mla_exchange", (4, 128, 1), shape, H100)] == [(0, 5)]
+
+
+MEASURED = {
+    (128, 1, 8192): {"parts": 21.5, "line": 23.9}, (128, 64, 4096): {"parts": 127.5, "line": 134.6},
+    (128, 128, 4096): {"parts": 248.9, "line": 252.7}, (128, 128, 8192): {"parts": 469.5, "line": 474.8},
+    (16, 1, 8192): {"parts": 18.9, "line": 20.8}, (16, 1, 32768): {"parts": 31.3, "line": 35.9},
+    (16, 128, 4096): {"parts": 209.5, "line": 215.6}, (16, 128, 8192): {"parts": 401.5, "line": 409.5},
+}
+"""us by (heads, B, keys): one sequence, or as many as processors or nearly; one H100, equal lengths (BENCHMARKS.md)."""
+
+
+@pytest.mark.parametrize("point", MEASURED, ids=str)
+def test_the_faster_form_is_taken_where_lengths_do_not_matter(point):
+    heads, batch, keys = point
+    first = candidates(LIVE, "mla_exchange", (batch, heads, 1), Shape(batch, heads, keys, 512, 64, 2), H100)[0]
+    assert ("line" if first.programs else "parts") == min(MEASURED[point], key=MEASURED[point].__getitem__)
+    assert first.kv_splits == 1 or batch == 1
+
+
+@pytest.mark.parametrize("heads, batch", [(128, 4), (128, 16), (16, 64)])
+def test_sequences_share_a_line_where_lengths_may_differ(heads, batch):
+    """Of 16, one of 8192 keys and 15 of 512: 46.6 us, in 4 parts 67.5."""
+    assert candidates(LIVE, "mla_exchange", (batch, heads, 1), Shape(batch, heads, 8192, 512, 64, 2), H100)[0].programs

@@ -6,15 +6,16 @@ import pytest
 import torch
 
 from mla_compiler import lowering
+from mla_compiler.ir import AttentionSpec
 from mla_compiler.lowering import gpu_latent
-from mla_compiler.lowering.choice import Choice
 from mla_compiler.lowering.machine import machine_of
+from mla_compiler.lowering.mla import exchange_launch
 
-from .latents import LAYOUTS, Case, errors, operands, truth
+from .latents import Case, errors, operands, truth
 from .test_latent import CASES
 
 pytestmark = pytest.mark.gpu
-DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+LIVE = CASES["live length"]
 REAL = {"rank": 512, "width": 64, "heads": 20}
 
 
@@ -28,41 +29,61 @@ def check(case: Case) -> None:
     assert error <= 2 * formula, (error, formula, case)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("chosen", [0, 250])
 @pytest.mark.parametrize("name", CASES)
-def test_attentions(name, dtype):
-    for splits in ("", "; kv_splits: 3"):
-        case = CASES[name].but(dtype=dtype, choice=None, **REAL, spec=CASES[name].spec + splits)
-        check(case)
-        check(case.but(chosen=30))
-        check(case.but(rank=32, width=16))
-        check(case.but(paged=True, keys=200, batch=2, queries=1 if name == "alibi" else case.queries))
+def test_attentions(name, chosen):
+    """The kernel that is taken; its blocks share few keys and many."""
+    case = CASES[name].but(dtype=torch.bfloat16, choice=None, **REAL, keys=900, chosen=chosen)
+    check(case)
+    check(case.but(keys=3000))
 
 
-@pytest.mark.parametrize("queries", [1, 2, 3, 4, 70])
-@pytest.mark.parametrize("heads", [16, 128])
-def test_rows(queries, heads):
-    case = CASES["live length"].but(dtype=torch.bfloat16, choice=None, **REAL | {"heads": heads}, queries=queries, keys=500)
-    for splits in ("", "; kv_splits: 40"):
-        check(case.but(spec=case.spec + splits))
-        check(case.but(spec=case.spec + splits, chosen=200))
+@pytest.mark.parametrize("chosen", [0, 200])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_dtypes(dtype, chosen):
+    check(LIVE.but(dtype=dtype, choice=None, **REAL, keys=500, chosen=chosen))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_strides(layout):
-    check(CASES["full"].but(layout=layout, batch=2, keys=130, choice=None, dtype=torch.bfloat16, **REAL))
+@pytest.mark.parametrize("chosen", [0, 200])
+def test_parts(chosen):
+    """Any number of them is the same kernel."""
+    case = LIVE.but(dtype=torch.bfloat16, choice=None, rank=512, width=64, heads=128, keys=500, chosen=chosen)
+    for splits in (2, 3, 40):
+        for queries in (1, 3, 70):
+            check(case.but(spec=f"{LIVE.spec}; kv_splits: {splits}", queries=queries))
 
 
-@pytest.mark.parametrize("tile", [(32, 4), (64, 2), (16, 4)], ids=str)
-@pytest.mark.parametrize("paged", [False, True])
-def test_tiles_of_the_hopper_kernel(tile, paged):
-    if machine_of(torch.device("cuda", 0)).capability != (9, 0):
+@pytest.mark.parametrize("chosen", [0, 250])
+def test_shares(chosen):
+    """Blocks that have several sequences, pieces of them, or nothing."""
+    machine = machine_of(torch.device("cuda", 0))
+    if machine.capability != (9, 0):
         pytest.skip("needs Hopper")
-    for name in ("live length", "window", "sinks"):
-        for splits in (1, 7):
-            case = CASES[name].but(dtype=torch.bfloat16, **REAL, keys=600, paged=paged)
-            check(case.but(choice=Choice("mla_hopper", 64, tile[0], 4, tile[1], splits)))
-            check(case.but(choice=Choice("tokens_hopper", 64, tile[0], 4, tile[1], splits), chosen=250))
+    family = "tokens_exchange" if chosen else "mla_exchange"
+    case = Case(LIVE.spec, ("uneven",), batch=5, queries=1, keys=1500, dtype=torch.bfloat16, **REAL, chosen=chosen)
+    spec = AttentionSpec.parse(case.spec)
+    whole = exchange_launch.line(spec, family, case.batch, case.heads, 1, chosen or case.keys, machine)
+    assert whole is not None
+    for programs in (1, 3, 7, whole.programs):
+        check(case.but(choice=replace(whole, programs=programs)))
+
+
+@pytest.mark.parametrize("chosen", [0, 200])
+def test_pages(chosen):
+    check(LIVE.but(dtype=torch.bfloat16, choice=None, **REAL, paged=True, keys=700, batch=2, chosen=chosen))
+
+
+@pytest.mark.parametrize("chosen", [0, 100])
+def test_the_plain_kernels(chosen):
+    """What TMA cannot address, and small dims."""
+    case = CASES["full"].but(batch=2, keys=130, choice=None, dtype=torch.bfloat16, chosen=chosen)
+    check(case.but(layout="strided", **REAL))
+    check(case.but(rank=32, width=16))
+    check(case.but(rank=32, width=16, spec=case.spec + "; kv_splits: 3"))
+
+
+def test_one_buffer():
+    check(CASES["full"].but(layout="one buffer", batch=2, keys=130, choice=None, dtype=torch.bfloat16, **REAL))
 
 
 def test_a_graph_replays_as_the_sequence_grows():

@@ -24,14 +24,14 @@ def chosen(spec=CAUSAL, batch=1, heads=32, queries=8192, keys=8192, dim=128, dty
     return choose(spec, batch, heads, queries, keys, dim, dim, dtype, machine)
 
 
-@pytest.mark.parametrize("queries, family", [(1, "decode"), (16, "decode"), (17, "prefill"), (8192, "hopper")])
+@pytest.mark.parametrize("queries, family", [(1, "decode_hopper"), (16, "decode_hopper"), (17, "prefill"), (8192, "hopper")])
 def test_few_rows_are_packed_and_split(queries, family):
     assert chosen(queries=queries).family == family
 
 
 def test_programs_fill_the_machine():
     assert chosen(queries=1, keys=32768).programs == H100.processors
-    assert chosen(queries=1, keys=128).programs == 8 * 2
+    assert chosen(queries=1, keys=128).programs == 8                       # one tile of 128 keys a KV head
     assert chosen(batch=64, queries=1).programs == H100.processors
     assert decode.parts(8, 32768, 64, 132) * 8 >= 0.85 * H100.processors
     assert decode.parts(8, 200, 64, 132) == decode.parts(512, 32768, 64, 132) == 1
@@ -60,10 +60,20 @@ def test_tiles_fit_in_shared_memory(name, queries, dim, dtype, arch):
 
 @pytest.mark.parametrize("changes", [
     {"dtype": torch.float32}, {"machine": MACHINES["sm_100"]}, {"machine": MACHINES["sm_80"]}, {"dim": 100}, {"queries": 64},
-    *({"spec": AttentionSpec.parse(CASES[name].spec)} for name in ("documents", "padding", "mask, summarised", "bias")),
+    *({"spec": AttentionSpec.parse(CASES[name].spec)} for name in ("documents", "padding", "prefix", "bias")),
 ], ids=str)
 def test_what_the_hopper_kernel_leaves_to_plain_triton(changes):
     assert chosen().family == "hopper" and chosen(**changes).family == "prefill"
+
+
+@pytest.mark.parametrize("changes", [
+    {"dtype": torch.float32}, {"machine": MACHINES["sm_100"]}, {"machine": MACHINES["sm_80"]}, {"dim": 100}, {"batch": 1 << 15},
+    {"spec": AttentionSpec.parse("score: s; hi: i + 1; group: 4; kv_splits: 2")},
+    {"spec": AttentionSpec.parse("score: s; hi: i + h; group: 4")},
+    *({"spec": AttentionSpec.parse(CASES[name].spec)} for name in ("documents", "padding", "mask, summarised", "bias")),
+], ids=str)
+def test_what_the_hopper_decode_kernel_leaves_to_plain_triton(changes):
+    assert chosen(queries=1).family == "decode_hopper" and chosen(**{"queries": 1, **changes}).family == "decode"
 
 
 def test_every_attention_of_the_tests_has_a_kernel():
@@ -81,6 +91,12 @@ def test_what_has_no_kernel_says_why(changes, reason):
     asked = {"spec": CAUSAL, "head_dim": 128, "value_dim": 128, "dtype": torch.bfloat16, "device_type": "cuda", **changes}
     found, text = lowering.supports(**asked)
     assert found is reason and text
+
+
+@pytest.mark.parametrize("rank, rope, reason", [(512, 64, None), (1024, 64, Reason.HEAD_DIM), (512, 256, Reason.HEAD_DIM)])
+def test_latents_on_a_gpu(rank, rope, reason):
+    found = lowering.supports_latent(AttentionSpec.parse("score: s; hi: i"), rank, rope, torch.bfloat16, "cuda", False)
+    assert (found and found[0]) is reason
 
 
 def test_words_for_the_report():

@@ -1,18 +1,21 @@
 """The fastest configuration is taken, remembered, found again by another process; what cannot run is passed over."""
 
+import dataclasses
 import json
 import logging
+import re
 
 import pytest
 import torch
 
 from mla_compiler import lowering
 from mla_compiler.ir import AttentionSpec
-from mla_compiler.lowering import gpu, tune
+from mla_compiler.lowering import gpu, gpu_latent, tune
 from mla_compiler.lowering.choice import Choice
 from mla_compiler.lowering.machine import MACHINES, machine_of
 from mla_compiler.lowering.select import candidates, choose
 
+from . import latents
 from .attentions import CASES
 
 H100 = MACHINES["sm_90"]
@@ -46,6 +49,7 @@ def test_what_cannot_run_is_passed_over_and_told(caplog):
     with caplog.at_level(logging.INFO, logger=tune.log.name):
         assert tune.best("key", [ONE, TWO, THREE], time) == THREE
     assert "out of shared memory" in caplog.text and str(TWO) in caplog.text
+    assert re.search(r"fastest of 2, compiled and timed in \d+\.\d s", caplog.text)
     with pytest.raises(RuntimeError, match="out of shared memory"):
         tune.best("none runs", [TWO], time)
 
@@ -90,11 +94,60 @@ def test_attend_takes_what_is_fastest(monkeypatch):
     assert launched == [options[-1]]
 
 
+LATENTS = latents.Case("score: 0.1*s; hi: T0[b] + 1", ("lengths",), batch=2, heads=20, queries=1, keys=3000, rank=512, width=64,
+                       dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("chosen", [0, 100])
+@pytest.mark.parametrize("splits", ["", "; kv_splits: 3"])
+@pytest.mark.parametrize("arch", MACHINES)
+def test_the_untimed_choice_of_latents_is_the_first_candidate(chosen, splits, arch):
+    case = LATENTS.but(chosen=chosen)
+    given, _ = latents.operands(case)
+    spec = AttentionSpec.parse(case.spec + splits)
+    found = gpu_latent.candidates(spec, given, MACHINES[arch])
+    assert found[0] == gpu_latent.choose(spec, given, MACHINES[arch]) and len(set(found)) == len(found) > 1
+    assert found[0].family == ("tokens" if chosen else "mla") + ("_exchange" if arch == "sm_90" else "")
+    assert all(choice.kv_splits == 3 if splits else 1 <= choice.kv_splits <= 128 for choice in found)
+
+
+def test_attend_latent_takes_what_is_fastest(monkeypatch):
+    launched, spec = [], LATENTS.spec + "; autotune: 1"
+    monkeypatch.setattr(gpu_latent, "launch", lambda spec, choice, *rest: launched.append(choice))
+    monkeypatch.setattr(gpu, "tune_facts", lambda device: ("a GPU",))
+    monkeypatch.setattr(gpu, "milliseconds", lambda call: call() or -len(launched))
+    given, tables = latents.operands(LATENTS)
+    options = gpu_latent.candidates(AttentionSpec.parse(spec), given, machine_of(torch.device("cpu")))
+    gpu_latent.attend_latent(*vars(given).values(), tables, [], [], spec)
+    assert len(options) > 2 and launched == [*options, options[-1]]
+    launched.clear()
+    gpu_latent.attend_latent(*vars(given).values(), tables, [], [], LATENTS.spec)
+    assert launched == [options[0]]
+
+
+def test_a_choice_that_says_more_has_another_key(monkeypatch):
+    before = tune.key_of("facts")
+    assert before == tune.key_of("facts") != tune.key_of("other facts")
+    monkeypatch.setattr(tune, "Choice", dataclasses.make_dataclass("Choice", ["family", "more"]))
+    assert tune.key_of("facts") != before
+
+
 def test_the_report_says_that_it_will_be_timed():
     shape = ((1, 8, 1, 64), (1, 8, 4096, 64), (1, 8, 4096, 64))
     spec = AttentionSpec.parse("score: s; autotune: 1")
     assert str(spec) == "score: s; autotune: 1" and spec.autotune is True
     assert lowering.choose(spec, *shape, torch.float16, torch.device("cpu")) == ("cpu", "hull")
+
+
+@pytest.mark.gpu
+def test_latents_are_timed_on_a_gpu():
+    given, tables = latents.operands(LATENTS)
+    there = [None if x is None else x.cuda() for x in vars(given).values()]
+    lowering.register()
+    args = (*there, [x.cuda() for x in tables], [], [])
+    found = [torch.ops.flashmla.attend_latent(*args, LATENTS.spec + more) for more in ("", "; autotune: 1")]
+    (finding,) = json.loads(tune.path().read_text()).values()
+    assert len(finding["ms"]) > 2 and (found[0] - found[1]).abs().max() <= 2**-7 * found[0].abs().max()
 
 
 @pytest.mark.gpu

@@ -1,0 +1,53 @@
+"""Tiles of the Hopper decode kernel; what it serves.
+
+Bytes = q tile + STAGES * (k tile + v tile) <= shared memory of a block. Few stages: the bytes that 132 processors have on
+their way with more than 2 of 64 keys only queue before the memory (`BENCHMARKS.md`).
+"""
+
+from __future__ import annotations
+
+import sympy
+import torch
+
+from ...ir import AttentionSpec
+from ..choice import Choice, padded
+from ..hopper.config import serves as addressable
+from ..machine import Machine
+from .config import MOST_BOUNDS, Shape, batch_block, power, same_for_all_heads
+
+TILES = ((64, 2), (64, 3), (32, 3), (128, 2), (32, 2))
+"""(keys, stages) at 256 elements of K and V a key, best first; of half as many elements tiles have twice as many keys."""
+_MERGED = 8192  # elements of out that are merged at once
+
+
+def serves(spec: AttentionSpec, shape: Shape, dtype: torch.dtype, machine: Machine) -> bool:
+    """Whether there is a kernel: hulls that all heads share, in 16 bits, on a line that every program finds for itself."""
+    return (
+        addressable(spec, shape.head_dim, shape.value_dim, dtype, machine) and spec.kv_splits == 0
+        and spec.residue == sympy.true and same_for_all_heads(spec)
+        and batch_block(shape.batch) * power(shape.queries) <= MOST_BOUNDS
+    )
+
+
+def candidates(spec: AttentionSpec, shape: Shape, machine: Machine) -> list[Choice]:
+    """Those that fit, the preferred first."""
+    rows, d, dv = spec.group * shape.queries, padded(shape.head_dim), padded(shape.value_dim)
+    block_m = 64 if rows <= 64 else 128
+    room = machine.shared_memory - 2048 - 2 * block_m * d
+    tiles = [(keys_of(block_n, d + dv), stages) for block_n, stages in TILES]
+    return [_choice(spec, shape, block_m, *tile, machine) for tile in dict.fromkeys(tiles)
+            if 2 * tile[0] * tile[1] * (d + dv) <= room]
+
+
+def keys_of(block_n: int, width: int) -> int:
+    """Keys of a tile of as many bytes as `block_n` keys of 256 elements, to a power of two between 16 and 128."""
+    return max(16, min(128, power(block_n * 256 // width)))
+
+
+def _choice(spec: AttentionSpec, shape: Shape, block_m: int, block_n: int, stages: int, machine: Machine) -> Choice:
+    rows = spec.group * shape.queries
+    most = shape.batch * shape.kv_heads * -(-rows // block_m) * -(-shape.keys // block_n)
+    return Choice(
+        "decode_hopper", block_m, block_n, 4, stages, programs=min(machine.processors, most), block_b=batch_block(shape.batch),
+        block_t=power(shape.queries), block_r=min(16, power(rows), _MERGED // padded(shape.value_dim)),
+    )

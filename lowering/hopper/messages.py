@@ -1,0 +1,86 @@
+"""How the roles of a block talk: rings in shared memory, the items of work, whose turn it is
+
+Rings. A ring has two barriers per slot, `full` and `empty`. Use n is slot n % STAGES, in phase n // STAGES % 2: who reads waits
+for full at the phase, who writes for empty at the other, which a new barrier lets pass.
+Items. The planner sends each as eight int32: b, h, first row; begin, end, the keys that some row sees; how many tiles of keys
+there are, `edges` of them, which come first, to be masked, and `top` of these at the end of the range. No tiles: no more items.
+`wanted` says that the loader is nearly done: items are drawn late, so that whoever is done first takes the next.
+Turns. Warpgroup w multiplies when the one before has left it the turn, at a named barrier of the two.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import constexpr_function
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+
+from .tiles import slot
+
+ITEMS = gl.constexpr(4)
+
+
+@gluon.jit
+def ring(STAGES: gl.constexpr, READERS: gl.constexpr):
+    """full and empty, with one arrival and one of each reader."""
+    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for at in gl.static_range(STAGES):
+        mbarrier.init(full.index(at), count=1)
+        mbarrier.init(empty.index(at), count=READERS)
+    return full, empty
+
+
+@gluon.jit
+def channel(READERS: gl.constexpr):
+    """The ring of items: memory, full, empty, wanted."""
+    full, empty = ring(ITEMS, READERS)
+    wanted = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    mbarrier.init(wanted, count=1)
+    return gl.allocate_shared_memory(gl.int32, [ITEMS, 8], gl.SwizzledSharedLayout(1, 1, 1, [0])), full, empty, wanted
+
+
+@gluon.jit
+def send(items, n, fields):
+    """The n-th item, eight numbers, into a slot that is free."""
+    buf, full, _empty, _wanted = items
+    at = n % ITEMS
+    o = gl.arange(0, 8, gl.BlockedLayout([8], [32], [gl.num_warps()], [0]))
+    message = o * 0
+    for field in gl.static_range(8):
+        message = gl.where(o == field, fields[field], message)
+    buf.index(at).store(message)
+    mbarrier.arrive(full.index(at))
+
+
+@gluon.jit
+def receive(items, n):
+    """The eight numbers of the n-th item."""
+    buf, full, _empty, _wanted = items
+    at, phase = slot(n, ITEMS)
+    mbarrier.wait(full.index(at), phase)
+    layout: gl.constexpr = gl.BlockedLayout([8], [32], [gl.num_warps()], [0])
+    message = buf.index(at).load(layout)
+    return (field(message, 0), field(message, 1), field(message, 2), field(message, 3),
+            field(message, 4), field(message, 5), field(message, 6), field(message, 7))
+
+
+@gluon.jit
+def field(message, at: gl.constexpr):
+    """One number of eight, which every thread holds."""
+    return gl.sum(gl.where(gl.arange(0, 8, message.type.layout) == at, message, 0), 0)
+
+
+@constexpr_function
+def named(operation, barrier):
+    """PTX: at barrier 8 + `barrier`, which two warpgroups share."""
+    return f"{operation} {8 + barrier}, 256; mov.u32 $0, 0;"
+
+
+@gluon.jit
+def take_turn(wg: gl.constexpr):
+    gl.inline_asm_elementwise(named("bar.sync", wg), "=r", [], dtype=gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def leave_turn(wg: gl.constexpr, WARPGROUPS: gl.constexpr):
+    """To the warpgroup after wg."""
+    gl.inline_asm_elementwise(named("bar.arrive", (wg + 1) % WARPGROUPS), "=r", [], dtype=gl.int32, is_pure=False, pack=1)

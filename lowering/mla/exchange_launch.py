@@ -1,0 +1,140 @@
+"""Boxes, grid and constants of the exchange kernels; how many blocks share the key tiles."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor
+
+from ... import expr as E
+from ...ir import AttentionSpec
+from ..choice import Choice, padded
+from ..hopper.config import has_gluon
+from ..machine import Machine
+from ..prefill.config import room
+from ..tma import describe
+from .config import Shape, parts
+
+FAMILIES = ("mla_exchange", "tokens_exchange")
+LEAST_TILES = 3
+"""Key tiles of a block: fewer, and its part costs more to write and join than its keys to read."""
+LINE_QUERIES = 16
+"""Query positions up to which the hulls of a sequence's rows are so alike that one length stands for all."""
+MOST_LENGTHS = 1024
+"""Sequences times query positions whose lengths a warp holds in registers."""
+PART_TILES = 4
+"""Least tiles of a part: two pairs."""
+AT_ONCE = 64
+"""Most parts: those that the merge reads at once."""
+FULL = 0.9
+"""Of the processors that whole items keep busy, from which nothing is cut."""
+ROWS = 64
+BLOCK_N = 64
+_RANKS = (128, 256, 512)
+LARGEST_ROPE = 64
+"""Columns of the rope part: its queries lie where weights will."""
+
+
+def serves(spec: AttentionSpec, shape: Shape, dtype: torch.dtype, machine: Machine) -> bool:
+    """Whether there is a kernel: for hulls alone, in 16 bits, with rows of whole 16 bytes."""
+    return (
+        machine.backend == "cuda" and machine.capability == (9, 0) and dtype in (torch.float16, torch.bfloat16)
+        and spec.residue == sympy.true and spec.tile is None and room(spec) == (128, 128) and padded(shape.rank) in _RANKS
+        and shape.rank % 8 == shape.rope % 8 == 0 and shape.rope <= LARGEST_ROPE and has_gluon()
+    )
+
+
+def candidates(
+    spec: AttentionSpec, family: str, rows: tuple[int, int, int], shape: Shape, machine: Machine
+) -> tuple[Choice, ...]:
+    """What is taken without timing first; rows: B, H, T. A number of parts that was asked for is kept.
+
+    Equal parts need no plan, and are faster by 5 to 10% of a step (BENCHMARKS.md), but as slow as the longest sequence. So
+    sequences share a line, unless there is one, or whole ones keep the machine busy.
+    """
+    whole = Choice(family, ROWS, BLOCK_N, 4, 2)
+    if spec.kv_splits:
+        return (replace(whole, kv_splits=spec.kv_splits),)
+    most = min(AT_ONCE, max(1, -(-shape.keys // (PART_TILES * BLOCK_N))))
+    count = parts(shape, ROWS, BLOCK_N, machine, most)
+    counts = dict.fromkeys((count, max(1, count // 2), min(most, 2 * count)))
+    equal = [replace(whole, kv_splits=count) for count in counts]
+    shared = line(spec, family, *rows, shape.keys, machine)
+    if shared is None:
+        return tuple(equal)
+    full = shape.items * lanes(whole, *rows[1:]) >= FULL * machine.processors
+    alone = shape.items == 1 and family == "mla_exchange"
+    return (*equal, shared) if full or alone else (shared, *equal)
+
+
+def box(choice: Choice, heads: int) -> int:
+    """BLOCK_H: heads of a block's box of 64 rows."""
+    return ROWS if choice.family == "tokens_exchange" else min(ROWS, _power(heads))
+
+
+def lanes(choice: Choice, heads: int, queries: int) -> int:
+    """Boxes of an item."""
+    block_h = box(choice, heads)
+    return -(-heads // block_h) * (1 if choice.family == "tokens_exchange" else -(-queries // (ROWS // block_h)))
+
+
+def constants(choice: Choice, heads: int, rank: int, width: int, paged: bool) -> dict[str, Any]:
+    """The constexpr arguments."""
+    found = {"R": rank, "BLOCK_N": BLOCK_N, "HALF": padded(rank) // 2, "BLOCK_P": LARGEST_ROPE, "BLOCK_H": box(choice, heads),
+             "IN_PAGES": paged, "BLOCK_B": choice.block_b if choice.programs else 0}
+    return found | ({"P": width} if choice.family == "tokens_exchange" else {"BLOCK_T": choice.block_t})
+
+
+def tiles(choice: Choice, heads: int, rank: int) -> dict[str, tuple[int, ...]]:
+    """The tile of each descriptor: of q_latent, q_rope and out [B, T, H, .], of latent and rope [.., S, .]."""
+    rows, half = (ROWS // box(choice, heads), box(choice, heads)), padded(rank) // 2
+    found: dict[str, tuple[int, ...]] = {"q_latent": (*rows, half), "q_rope": (*rows, LARGEST_ROPE), "out": (*rows, half)}
+    return found | ({"latent": (BLOCK_N, half), "rope": (BLOCK_N, LARGEST_ROPE)} if choice.family == "mla_exchange" else {})
+
+
+def part(rank: int) -> tuple[int, int]:
+    """The tile of the descriptor of parts [slots * 64, R], float32: what the queries' memory of a warpgroup holds."""
+    return ROWS, padded(rank) // 4
+
+
+def described(choice: Choice, given: dict[str, Tensor]) -> dict[str, Any]:
+    """Descriptors of the tensors that have one; queries and out are [B, H, T, .]."""
+    heads, rank = given["q_latent"].shape[1], given["q_latent"].shape[3]
+    return {name: describe(given[name].transpose(1, 2) if given[name].dim() == 4 else given[name], *tile)
+            for name, tile in tiles(choice, heads, rank).items()}
+
+
+def line(spec: AttentionSpec, family: str, batch: int, heads: int, queries: int, keys: int, machine: Machine) -> Choice | None:
+    """Blocks that share a line of tiles, `keys` keys or chosen tokens an item; None where lengths are not known to be alike."""
+    tokens, whole = family == "tokens_exchange", Choice(family, ROWS, BLOCK_N, 4, 2)
+    if not tokens and (queries > LINE_QUERIES or _power(batch) * _power(queries) > MOST_LENGTHS or _of_heads(spec)):
+        return None
+    rows = lanes(whole, heads, queries)
+    tiles, items = -(-keys // BLOCK_N), batch * queries if tokens else batch
+    blocks = max(1, min(machine.processors // rows, -(-items * tiles // LEAST_TILES)))
+    return Choice(family, ROWS, BLOCK_N, 4, 2, programs=blocks * rows, block_b=1 if tokens else _power(batch),
+                  block_t=1 if tokens else _power(queries))
+
+
+def _of_heads(spec: AttentionSpec) -> bool:
+    """Whether heads have hulls of their own."""
+    return bool((spec.lo.free_symbols | spec.hi.free_symbols) & {E.h})
+
+
+def shares(items: int, tiles: int, blocks: int) -> tuple[int, int]:
+    """(tiles of a block, tiles of an item in the line) for equal items; as `share` in `line.py`."""
+    each = max(-(-items * tiles // blocks), LEAST_TILES)
+    limit = each + 1 + each // 8
+    if items <= blocks:
+        whole = max(-(-tiles // (blocks // items)), LEAST_TILES)
+        if whole <= limit:
+            return whole, -(-tiles // whole) * whole
+    several = -(-each // tiles) * tiles
+    return (several if several <= limit else each), tiles
+
+
+def _power(n: int) -> int:
+    return 1 << (n - 1).bit_length()

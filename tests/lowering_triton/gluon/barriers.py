@@ -1,0 +1,41 @@
+"""Barriers of threads that play warpgroups."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+SECONDS = 60
+
+
+class Stuck(AssertionError):
+    """A role waited in vain."""
+
+
+class Barrier:
+    """An mbarrier: a phase ends when all have arrived and all bytes have come."""
+
+    def __init__(self) -> None:
+        self.count = self.arrived = self.bytes = self.phase = 0
+        self.copies: list[Any] = []
+        self.changed = threading.Condition(threading.RLock())
+
+    def come(self, arrived: int, size: int) -> None:
+        with self.changed:
+            self.arrived, self.bytes = self.arrived + arrived, self.bytes + size
+            assert self.arrived <= self.count
+            if self.arrived == self.count and self.bytes == 0:
+                self.arrived, self.phase = 0, self.phase + 1
+                self.changed.notify_all()
+
+    def wait(self, phase: int) -> None:
+        """Until the phase of this parity is over: as mbarrier.try_wait.parity."""
+
+        def over() -> bool:
+            while self.copies:
+                self.copies.pop(0)()
+            return self.phase % 2 != phase % 2
+
+        with self.changed:
+            if not self.changed.wait_for(over, SECONDS):
+                raise Stuck(f"{threading.current_thread().name}: phase {phase}, {self.arrived} of {self.count} arrived")

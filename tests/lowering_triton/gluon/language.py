@@ -1,0 +1,106 @@
+"""`gl` of one launch: programs and roles are threads, memory is torch's."""
+
+from __future__ import annotations
+
+import re
+import threading
+from typing import Any
+
+import torch
+
+from . import barriers
+from .barriers import Barrier, Stuck
+from .memory import Pointer, Shared, Tensor, tensor
+from .ptx import bits, floats, ptx
+from .tensors import Tensors
+
+
+class Language(Tensors):
+    """`gl` of one launch: `blocks` programs; what differs between them and their roles is in the thread."""
+
+    def __init__(self, blocks: int, late: bool) -> None:
+        self.blocks, self.late = blocks, late
+        self.here = threading.local()
+        self.lock = threading.Lock()
+        self.errors: list[BaseException] = []
+        for name in ("NVMMADistributedLayout", "SliceLayout", "DotOperandLayout", "BlockedLayout", "SwizzledSharedLayout"):
+            setattr(self, name, lambda *_: None)
+
+    def launch(self, kernel: Any, *arguments: Any, **constants: Any) -> None:
+        self.together([lambda pid=pid: self._block(pid, kernel, arguments, constants) for pid in range(self.blocks)])
+
+    def _block(self, pid: int, kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
+        self.here.pid, self.here.turns = pid, {}
+        kernel(*arguments, **constants)
+
+    def warp_specialize(self, roles: list[tuple[Any, tuple[Any, ...]]], *_: Any) -> None:
+        pid, turns = self.here.pid, {at: threading.Semaphore(0) for at in range(8, 16)}
+
+        def role(function: Any, given: tuple[Any, ...]) -> None:
+            self.here.pid, self.here.turns, self.here.leaving = pid, turns, []
+            function(*given)
+            assert not self.here.leaving, "a store was not awaited"
+
+        self.together([lambda f=f, g=g: role(f, g) for f, g in roles])
+        assert not any(turn.acquire(blocking=False) for turn in turns.values()), "a turn was left to nobody"
+
+    def together(self, calls: list[Any]) -> None:
+        """All at once, each in a thread; the first error is raised."""
+
+        def guarded(call: Any) -> None:
+            try:
+                call()
+            except BaseException as error:
+                self.errors.append(error)
+
+        threads = [threading.Thread(target=guarded, args=(call,), daemon=True) for call in calls]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        if self.errors:
+            raise self.errors[0]
+
+    def program_id(self, axis: int) -> Tensor:
+        return tensor(self.here.pid, torch.int32)
+
+    def num_programs(self, axis: int) -> int:
+        return self.blocks
+
+    def num_warps(self) -> int:
+        return 4
+
+    def allocate_shared_memory(self, dtype: torch.dtype, shape: list[int], layout: Any) -> Shared:
+        if layout == "mbarrier":
+            return Shared([Barrier() for _ in range(shape[0])])
+        return Shared(torch.full(shape, torch.nan if dtype.is_floating_point else 1 << 20, dtype=dtype))
+
+    def load(self, pointer: Pointer, mask: Any = True, other: Any = 0) -> Tensor:
+        at, mask = torch.broadcast_tensors(torch.as_tensor(pointer.at), torch.as_tensor(mask))
+        return tensor(torch.where(mask, pointer.flat[torch.where(mask, at, 0).long()], other))
+
+    def store(self, pointer: Pointer, x: Any, mask: Any = True) -> None:
+        at, x, mask = torch.broadcast_tensors(*map(torch.as_tensor, (pointer.at, x, mask)))
+        pointer.flat[at[mask].long()] = x[mask].to(pointer.flat.dtype)
+
+    def atomic_add(self, pointer: Pointer, x: int, sem: str) -> Tensor:
+        with self.lock:
+            before = pointer.flat[pointer.at].clone()
+            pointer.flat[pointer.at] += x
+        return tensor(before)
+
+    def inline_asm_elementwise(self, text: str, constraints: str, given: list[Any], dtype: torch.dtype, is_pure: bool,
+                               pack: int) -> Tensor | None:
+        if text.startswith("bar."):
+            return self._turn(text)
+        given = torch.broadcast_tensors(*map(torch.as_tensor, given))
+        parts = [x.reshape(-1, pack)[:, at].contiguous() for x in given for at in range(pack)]
+        found = ptx(text, parts, pack, dtype)
+        found = [floats(x) if dtype == torch.float32 else bits(x) for x in found]
+        return tensor(torch.stack(found, -1).reshape(given[0].shape))
+
+    def _turn(self, text: str) -> None:
+        operation, barrier = re.match(r"bar\.(\w+) (\d+), 256", text).groups()
+        turn = self.here.turns[int(barrier)]
+        if operation == "arrive":
+            turn.release()
+        elif not turn.acquire(timeout=barriers.SECONDS):
+            raise Stuck(f"turn {barrier}")

@@ -1,0 +1,67 @@
+"""Inline PTX over whole tensors."""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import Any
+
+import torch
+
+_NUMBER = re.compile(r"0f([0-9A-F]{8})|0x([0-9A-F]+)|(-?\d+)$")
+
+
+def ptx(text: str, inputs: list[torch.Tensor], outputs: int, dtype: Any) -> list[torch.Tensor]:
+    """The instructions of an inline text over whole tensors; $0 .. are outputs, then inputs. A register is its bits."""
+    registers = {f"${outputs + at}": x.as_subclass(torch.Tensor) for at, x in enumerate(inputs)}
+    for line in re.split(r"[;\n]", text.strip("{} \n")):
+        name, *rest = line.split(maxsplit=1)[:2] if line.strip(" {}") else [""]
+        if not rest or name.startswith("."):
+            continue
+        target, *sources = (part.strip() for part in rest[0].split(","))
+        registers[target] = _INSTRUCTIONS[name](*(_value(source, registers) for source in sources))
+    return [registers[f"${at}"] for at in range(outputs)]
+
+
+def _value(text: str, registers: dict[str, torch.Tensor]) -> Any:
+    found = _NUMBER.match(text)
+    if not found:
+        return registers[text]
+    if found[1]:
+        return torch.tensor(struct.unpack(">f", bytes.fromhex(found[1]))[0])
+    number = int(found[2], 16) if found[2] else int(found[3])
+    return torch.tensor(number - (1 << 32) if number >= 1 << 31 else number, dtype=torch.int32)
+
+
+def bits(x: torch.Tensor) -> torch.Tensor:
+    return x.view(torch.int32) if x.dtype == torch.float32 else x
+
+
+def floats(x: torch.Tensor) -> torch.Tensor:
+    return x.view(torch.float32) if x.dtype == torch.int32 else x
+
+
+def _select(a: torch.Tensor, m: torch.Tensor, c: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    assert int(table) == 0xB8
+    return (bits(a) & ~m) | (bits(c) & m)
+
+
+def _packed(high: torch.Tensor, low: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.stack([low, high], -1).to(dtype).view(torch.int32).squeeze(-1)
+
+
+_INSTRUCTIONS = {
+    "ex2.approx.ftz.f32": lambda x: torch.where(torch.exp2(x) < 2.0**-126, 0.0, torch.exp2(x)),
+    "max.NaN.f32": torch.maximum,
+    "add.rn.f32": lambda x, y: floats(x) + floats(y),
+    "sub.rn.f32": lambda x, y: floats(x) - floats(y),
+    "mul.rn.f32": lambda x, y: floats(x) * floats(y),
+    "fma.rn.f32": lambda x, y, z: (x.double() * y.double() + z.double()).float(),
+    "mov.b32": lambda x: x,
+    "mov.u32": lambda x: x,
+    "shl.b32": lambda x, y: bits(x) << y,
+    "shr.s32": lambda x, y: bits(x) >> y,
+    "lop3.b32": _select,
+    "cvt.rn.bf16x2.f32": lambda x, y: _packed(x, y, torch.bfloat16),
+    "cvt.rn.f16x2.f32": lambda x, y: _packed(x, y, torch.float16),
+}

@@ -1,0 +1,97 @@
+"""Gluon's names in torch on the CPU: enough of them to run a generated Hopper kernel, every role of every block a thread
+
+Layouts are ignored, barriers are real: a missing arrival is a `Stuck` after some seconds. Of what is asynchronous the worst
+is assumed, one way or the other: `late`, copies are there at once, and products and results are read when they are awaited,
+so that a tile that is overwritten too early gives wrong numbers; else products are done at once, and a copy is there when
+someone waits for it. Inline PTX is interpreted. What stays untested is what the layouts and the compiler do.
+"""
+
+from __future__ import annotations
+
+import ast
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from .barriers import Barrier
+from .language import Language
+from .memory import Descriptor, Pointer, Product, Shared
+
+
+def namespace(language: Language) -> dict[str, Any]:
+    """The names a generated module imports."""
+
+    def only(bar: Any) -> Barrier:
+        return bar.data[0] if isinstance(bar, Shared) else bar
+
+    def init(bar: Any, count: int) -> None:
+        only(bar).count = count
+
+    def wait(bar: Any, phase: Any, pred: Any = True) -> None:
+        if pred:
+            only(bar).wait(int(phase))
+
+    def arrive(bar: Any, pred: Any = True) -> None:
+        if pred:
+            only(bar).come(1, 0)
+
+    def copy_in(desc: Descriptor, coord: list[Any], bar: Any, to: Shared) -> None:
+        def copy() -> None:
+            found, (rows, columns) = desc.inside(coord)
+            to.data.zero_()
+            to.data[0, 0, :rows, :columns] = found
+            only(bar).come(0, -desc.block_type.nbytes)
+
+        if language.late:
+            copy()
+            return
+        with only(bar).changed:
+            only(bar).copies.append(copy)
+            only(bar).changed.notify_all()
+
+    def copy_out(desc: Descriptor, coord: list[Any], source: Shared) -> None:
+        def leave() -> None:
+            found, (rows, columns) = desc.inside(coord)
+            found.copy_(source.data[0, 0, :rows, :columns])
+
+        language.here.leaving.append(leave)
+        if not language.late:
+            store_wait(0)
+
+    def store_wait(pendings: int) -> None:
+        while len(language.here.leaving) > pendings:
+            language.here.leaving.pop(0)()
+
+    def product(a: Any, b: Shared, acc: Any, use_acc: bool = True, is_async: bool = False) -> Product:
+        return Product(a, b, acc if use_acc else None, language.late)
+
+    def identity(*args: Any, **_: Any) -> Any:
+        return args[0] if args else identity
+
+    return {
+        "gl": language, "gluon": SimpleNamespace(jit=identity), "constexpr_function": identity,
+        "tl": SimpleNamespace(debug_barrier=lambda: None, PropagateNan=SimpleNamespace(ALL=None)),
+        "fence_async_shared": lambda: None, "warpgroup_mma": product,
+        "warpgroup_mma_wait": lambda pendings, found: found[0].get(),
+        "mbarrier": SimpleNamespace(
+            MBarrierLayout=lambda: "mbarrier", init=init, wait=wait, arrive=arrive,
+            expect=lambda bar, size: only(bar).come(1, size)),
+        "tma": SimpleNamespace(
+            async_copy_global_to_shared=copy_in, async_copy_shared_to_global=copy_out, store_wait=store_wait),
+    }
+
+
+def run(text: str, entry: str, blocks: int, arguments: tuple[Any, ...], constants: dict[str, Any], late: bool) -> None:
+    """The kernel `entry` of a generated module in so many blocks; its tensors are pointers, descriptors are `Descriptor`s."""
+    language = Language(blocks, late)
+    module = ast.parse(text)
+    module.body = [node for node in module.body if not isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = namespace(language)
+    exec(compile(module, entry, "exec"), names)
+    language.launch(names[entry], *(_pointer(x) if isinstance(x, torch.Tensor) else x for x in arguments), **constants)
+
+
+def _pointer(x: torch.Tensor) -> Pointer:
+    whole = x.untyped_storage().nbytes() // x.itemsize
+    return Pointer(x.as_strided((whole,), (1,), 0), x.storage_offset())

@@ -1,0 +1,89 @@
+"""The Gluon decode kernel: what it compiles to on sm_90; on a Hopper GPU its numerics for any cut of the line."""
+
+import dataclasses
+import re
+
+import pytest
+import torch
+
+from mla_compiler.ir import AttentionSpec
+from mla_compiler.lowering import counters
+from mla_compiler.lowering.choice import Choice
+from mla_compiler.lowering.compile import compile_kernel
+from mla_compiler.lowering.machine import MACHINES
+from mla_compiler.lowering.select import candidates
+
+from .attentions import CASES
+from .cases import Case, errors, operands, run
+
+H100 = MACHINES["sm_90"]
+DIMS = [(64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (256, 256)]
+
+
+def choices(spec: AttentionSpec, case: Case) -> list[Choice]:
+    found = candidates(spec, case.batch, case.heads, case.queries, case.keys, case.head_dim, case.value_dim, case.dtype, H100)
+    return [choice for choice in found if choice.family == "decode_hopper"]
+
+
+def kernel_of(name: str, dims: tuple[int, int] = (128, 128), queries: int = 1):
+    spec = AttentionSpec.parse(CASES[name].spec)
+    case = Case(CASES[name].spec, batch=16, heads=8 * spec.group, queries=queries, keys=8192, head_dim=dims[0],
+                value_dim=dims[1])
+    return compile_kernel(spec, choices(spec, case)[0], *dims, case.dtype, "sm_90")
+
+
+def loops(sass: str) -> list[str]:
+    """The straight pieces of code that multiply and take exponentials."""
+    return [piece for piece in re.split(r"\n\.L_\w+:", sass) if "HGMMA" in piece and "MUFU.EX2" in piece]
+
+
+@pytest.mark.parametrize("dims", DIMS, ids=str)
+@pytest.mark.parametrize("queries", [1, 16])
+def test_the_loop_spills_nothing(dims, queries):
+    kernel = kernel_of("live length", dims, queries)
+    if not kernel.sass:
+        pytest.skip("no disassembler")
+    assert kernel.name == "decode_hopper" and kernel.shared <= H100.shared_memory
+    assert "cp.async.bulk.tensor.4d" in kernel.ptx and "wgmma.mma_async" in kernel.ptx
+    assert loops(kernel.sass) and not any("STL" in piece or "LDL" in piece for piece in loops(kernel.sass))
+
+
+@pytest.mark.parametrize("name", ["full", "window", "sinks", "softcap"])
+def test_every_hull_compiles(name):
+    assert kernel_of(name).name == "decode_hopper"
+
+
+def test_one_atomic_counts_the_parts_that_have_arrived():
+    ptx = kernel_of("live length").ptx
+    assert ptx.count("atom.global") == ptx.count("atom.global.gpu.acq_rel") == 1
+
+
+LENGTHS = "score: 0.125*s; hi: T0[b] + i - {last}; group: 4; sink: F1[h]"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0), reason="needs sm_90")
+@pytest.mark.parametrize("programs", [1, 3, 40, 132])
+@pytest.mark.parametrize("queries", [1, 4, 16])
+def test_any_cut(programs, queries):
+    """Right, the same bits again, and every counter at zero."""
+    case = Case(LENGTHS.format(last=queries - 2), ("uneven", "sinks"), batch=5, heads=8, queries=queries, keys=5000,
+                head_dim=128, value_dim=128, dtype=torch.bfloat16)
+    first = choices(AttentionSpec.parse(case.spec), case)[0]
+    case = case.but(choice=dataclasses.replace(first, programs=programs))
+    error, formula = errors(case, "cuda")
+    assert error <= 2 * formula
+    given = operands(case, "cuda")
+    wanted = run(case, "cuda", given)
+    assert all(torch.equal(wanted, run(case, "cuda", given)) for _ in range(20))
+    torch.cuda.synchronize()
+    assert not any(buffer.any() for buffer in counters._arenas(given.q.device).streams.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", ["strided", "dim first", "expanded", "tokens first", "sliced"])
+def test_what_tma_cannot_address_is_decoded_all_the_same(layout):
+    case = Case(LENGTHS.format(last=-1), ("uneven", "sinks"), batch=5, heads=8, queries=1, keys=3000, head_dim=64, value_dim=64,
+                dtype=torch.bfloat16, layout=layout, choice=None)
+    error, formula = errors(case, "cuda")
+    assert error <= 2 * formula

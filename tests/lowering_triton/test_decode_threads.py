@@ -1,0 +1,74 @@
+"""The Gluon decode kernel as threads on the CPU: equal to the formula, however the line is cut; nobody waits for ever."""
+
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+import torch
+
+from mla_compiler.ir import AttentionSpec
+from mla_compiler.lowering import codegen, counters, gpu
+from mla_compiler.lowering.choice import Choice
+from mla_compiler.lowering.decode import launch as decode
+from mla_compiler.lowering.decode.config import batch_block, power
+
+from . import gluon_threads
+from .attentions import CASES
+from .cases import Case, errors
+
+FAMILY = "decode_hopper"
+SINKS = Case("score: 0.25*s; hi: T0[b] + 1; group: 4; sink: F1[h]", ("uneven", "sinks"), batch=5, heads=8, queries=1, keys=700)
+
+
+def ran(case: Case) -> tuple[float, float, bool]:
+    """(the kernel's error, the formula's, whether every counter is zero again)."""
+    source = codegen.source(AttentionSpec.parse(case.spec), FAMILY)
+
+    def start(function, grid, arguments, constants, *rest, **options):
+        gluon_threads.launch(source, FAMILY, grid[0], arguments, constants)
+
+    kernel = SimpleNamespace(decode_hopper=None)
+    with mock.patch.object(gpu, "kernel", lambda *_: kernel), mock.patch.object(decode, "start", start), \
+            mock.patch.object(decode, "describe", gluon_threads.Descriptor):
+        measured = errors(case)
+    return *measured, not counters.counters(torch.device("cpu"), 1024).any()
+
+
+def check(interpreted, case: Case, programs: int, block_n: int = 64, stages: int = 2) -> None:
+    rows = AttentionSpec.parse(case.spec).group * case.queries
+    choice = Choice(FAMILY, 64 if rows <= 64 else 128, block_n, 4, stages, programs=programs, block_b=batch_block(case.batch),
+                    block_t=power(case.queries), block_r=min(4, power(rows)))
+    error, formula, clean = interpreted(ran, case.but(choice=choice))
+    assert clean
+    assert error <= 2 * formula, f"{error} from the truth, the formula is {formula}: {case}"
+
+
+@pytest.mark.parametrize("programs", [1, 2, 5, 10, 11, 23])
+def test_any_number_of_programs(interpreted, programs):
+    """10 items: a program has several, one, or a part of one."""
+    check(interpreted, SINKS, programs)
+
+
+@pytest.mark.parametrize("programs", [2, 4, 7, 12])
+def test_even_lines(interpreted, programs):
+    check(interpreted, SINKS.but(batch=1, tables=("lengths", "sinks"), keys=2000), programs)
+
+
+@pytest.mark.parametrize("block_n, stages", [(32, 3), (128, 1)])
+def test_tiles_and_stages(interpreted, block_n, stages):
+    check(interpreted, SINKS, 7, block_n, stages)
+
+
+@pytest.mark.parametrize("name", ["full", "causal, aligned to the end", "window", "live length", "a length for all"])
+@pytest.mark.parametrize("queries", [1, 5, 16])
+def test_every_hull(interpreted, name, queries):
+    keys = 330 if "n0" not in CASES[name].spec else CASES[name].keys
+    check(interpreted, CASES[name].but(queries=queries, keys=keys, dtype=torch.float16), 6)
+
+
+@pytest.mark.parametrize("head_dim, value_dim, group", [(64, 64, 1), (128, 64, 3), (64, 128, 20)])
+def test_shapes(interpreted, head_dim, value_dim, group):
+    """20 heads of 5 positions are 100 rows: two warpgroups."""
+    spec = f"score: 0.125*s; hi: T0[b] + i - 3; group: {group}"
+    check(interpreted, Case(spec, ("uneven",), batch=3, heads=2 * group, queries=5, keys=300, head_dim=head_dim,
+                            value_dim=value_dim), 4)

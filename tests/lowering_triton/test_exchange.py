@@ -1,0 +1,89 @@
+"""The exchange kernels as threads on the CPU: equal to the formula, however the keys are divided; nobody waits for ever."""
+
+from unittest import mock
+
+import pytest
+import torch
+
+from mla_compiler.lowering import codegen, gpu
+from mla_compiler.lowering.choice import Choice
+from mla_compiler.lowering.mla import exchange_launch
+
+from . import gluon_threads
+from .latents import Case, operands, run, truth
+from .test_latent import CASES
+
+HULLS = {name: case for name, case in CASES.items() if "residue" not in case.spec}
+SMALL = {"rank": 128, "width": 64}
+
+
+class Threads:
+    """A kernel's module as `gpu.kernel` returns it; its launch runs on the CPU."""
+
+    def __init__(self, spec, family):
+        self.source, self.family = codegen.source(spec, family), family
+
+    def __getattr__(self, entry):
+        return self
+
+    def __getitem__(self, grid):
+        def launch(*arguments, num_warps, maxnreg, **constants):
+            gluon_threads.launch(self.source, self.family, grid[0], arguments, constants)
+
+        return launch
+
+
+def errors(case: Case) -> tuple[float, float]:
+    """(the kernel's, the formula's in float16): largest differences from float64. Run twice, over the same memory."""
+    given, tables = operands(case)
+    with mock.patch.object(gpu, "kernel", Threads), mock.patch.object(exchange_launch, "describe", gluon_threads.Descriptor):
+        run(case, given, tables)
+        found = run(case, given, tables)
+    best = truth(case, given, tables)
+    formula = (truth(case, given, tables, case.dtype) - best).abs().max().item()
+    return (found.double() - best).abs().max().item(), max(formula, best.abs().max().item() * torch.finfo(case.dtype).eps)
+
+
+def check(interpreted, case: Case, programs: int, splits: int = 1) -> None:
+    """`programs` that share a line; 0: each item in `splits` parts."""
+    family = "tokens_exchange" if case.chosen else "mla_exchange"
+    power = lambda n: 1 << (n - 1).bit_length()  # noqa: E731
+    block_b, block_t = (1, 1) if case.chosen else (power(case.batch), power(case.queries))
+    choice = Choice(family, 64, 64, 4, 2, splits, programs=programs, block_b=block_b, block_t=block_t)
+    error, formula = interpreted(errors, case.but(choice=choice))
+    assert error <= 2 * formula, (error, formula, case, choice)
+
+
+@pytest.mark.parametrize("name", HULLS)
+@pytest.mark.parametrize("programs, splits", [(0, 1), (0, 3), (1, 1), (5, 1)])
+def test_dense(interpreted, name, programs, splits):
+    check(interpreted, HULLS[name].but(**SMALL, keys=500), programs, splits)
+
+
+@pytest.mark.parametrize("name", HULLS)
+@pytest.mark.parametrize("programs, splits", [(0, 1), (0, 3), (4, 1)])
+def test_chosen_tokens(interpreted, name, programs, splits):
+    check(interpreted, HULLS[name].but(**SMALL, keys=500, chosen=280), programs, splits)
+
+
+@pytest.mark.parametrize("programs", [2, 3, 6, 8])
+@pytest.mark.parametrize("batch", [1, 2, 3, 7])
+def test_sequences_of_all_lengths(interpreted, programs, batch):
+    """A block has several short ones, or a piece of a long one, or nothing."""
+    check(interpreted, HULLS["live length"].but(**SMALL, keys=900, batch=batch, queries=1), programs)
+
+
+@pytest.mark.parametrize("chosen", [0, 200])
+@pytest.mark.parametrize("heads, queries, lanes", [(70, 1, 2), (5, 9, 2), (40, 2, 2), (64, 1, 1)])
+def test_boxes_of_rows(interpreted, chosen, heads, queries, lanes):
+    """Boxes that are not full, of heads or of queries."""
+    case = HULLS["live length"].but(**SMALL, keys=700, batch=2, queries=queries, heads=heads, chosen=chosen)
+    if chosen:
+        lanes = -(-heads // 64)
+    check(interpreted, case, 3 * lanes)
+    check(interpreted, case, 0, 2)
+
+
+@pytest.mark.parametrize("chosen", [0, 100])
+def test_pages(interpreted, chosen):
+    check(interpreted, HULLS["live length"].but(**SMALL, keys=300, batch=2, paged=True, chosen=chosen), 4)
