@@ -114,6 +114,7 @@ def fused(rows: Rows, hull: Hull, scale: float, out: Tensor) -> None:
     mask = mask_of(rows, hull, hull.start, hull.stop)
     if plan.bias is not None:
         bias = torch.as_tensor(plan.bias(*rows.index, axis(3, hull.start, hull.stop), *rows.env), dtype=plan.dtype)
+        bias = bias if bias.ndim else bias.view(1, 1, 1, 1)  # one number, the same for all
         mask = bias if mask is None else torch.where(mask, bias, -torch.inf)
     if plan.sink is not None:
         k, v, mask = _with_sink(rows, k, v, mask)

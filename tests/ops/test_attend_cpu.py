@@ -97,6 +97,13 @@ def test_nan_and_inf_propagate_as_in_sdpa(score, value):
     assert torch.equal(attend(q, k, v, *rest).isfinite(), want.isfinite())
 
 
+def test_one_number_added_to_every_score_changes_nothing():
+    for shape in SHAPES.values():
+        arguments = problem(Case("0.25*s + x0", scalars=(0.75,)), shape)
+        assert_close(attend(*arguments), arguments)
+        torch.testing.assert_close(attend(*arguments), attend(*problem(Case(), shape)))
+
+
 @pytest.mark.parametrize("shape", [(0, 2, 1, 3, 4, 8, 8), (2, 2, 1, 0, 4, 8, 8), (2, 2, 1, 3, 0, 8, 8), (1, 2, 2, 3, 4, 8, 0)])
 def test_zero_lengths(shape):
     out = attend(*problem(CASES["causal"], shape))
