@@ -18,33 +18,31 @@ from .test_kernels import check
 SPLIT = DECODE.__class__("decode", 16, 16, 4, 1, 3)
 STEP = CASES["live length"].but(queries=1, keys=96, choice=DECODE)
 FORMATS = ("plain", "fp8", "int8", "int4")
+NAMES = ("full", "window", "documents, bounded", "bias", "sinks", "mask, summarised", "a length for all", "every function")
+"""One for each way through the scan: where a row lies does not depend on what is scored."""
 
 
 def paged(case: Case, page: int, **changes) -> Case:
     return case.but(page=page, keys=-(-case.keys // page) * page, **changes)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_prefill(interpreted, name):
+@pytest.mark.parametrize("name", NAMES)
+def test_prefill_and_a_step(interpreted, name):
     check(interpreted, paged(CASES[name], 8))
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_decode_with_one_query(interpreted, name):
     check(interpreted, paged(CASES[name], 8, queries=1, choice=DECODE))
 
 
-@pytest.mark.parametrize("choice", [PREFILL, DECODE, SPLIT], ids=str)
-@pytest.mark.parametrize("page", [1, 3, 16, 64])
+@pytest.mark.parametrize("choice", [PREFILL, SPLIT], ids=str)
+@pytest.mark.parametrize("page", [1, 3, 64])
 def test_pages_of_any_size(interpreted, page, choice):
     """A tile of 16 keys begins and ends anywhere in a page, or holds several."""
     for case in (CASES["causal, aligned to the end"].but(batch=2), CASES["window"], STEP):
         check(interpreted, paged(case, page, choice=choice))
 
 
-@pytest.mark.parametrize("choice", [PREFILL, DECODE, SPLIT], ids=str)
-@pytest.mark.parametrize("dims", [(64, 64), (32, 64), (128, 96)], ids=str)
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("choice", [PREFILL, SPLIT], ids=str)
+@pytest.mark.parametrize("dims", [(32, 64), (128, 96)], ids=str)
+@pytest.mark.parametrize("format", FORMATS[1:])
 def test_formats(interpreted, format, dims, choice):
     sizes = {"head_dim": dims[0], "value_dim": dims[1], "format": format, "choice": choice}
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
@@ -61,9 +59,10 @@ def compiled(format, queries, dim, arch, dtype=torch.bfloat16, page=64):
     return compile_kernel(spec, choice, dim, dim, dtype, arch, layout)
 
 
-@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("queries", [1, 4096])
-@pytest.mark.parametrize("arch", MACHINES)
+@pytest.mark.parametrize("arch, format", [
+    *(("sm_90", format) for format in FORMATS), ("sm_80", "fp8"), ("sm_89", "fp8"), ("sm_100", "int4"), ("gfx942", "int8"),
+])
 def test_every_architecture(arch, queries, format):
     kernel = compiled(format, queries, 128, arch)
     assert kernel.registers > 0 and 0 < kernel.shared <= MACHINES[arch].shared_memory

@@ -62,8 +62,7 @@ def test_other_backends(backend):
         assert counters["stats"]["unique_graphs"] == 2
 
 
-@pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
-@pytest.mark.parametrize("way", ["greedy", "sampling", "several"])
+@pytest.mark.parametrize("way, padded", [("greedy", False), ("sampling", True), ("several", True)])
 @pytest.mark.parametrize("name", ["llama", "gemma"])
 def test_generate_compiles_its_steps(name, way, padded):
     """As it does for a static cache: the prompt runs eagerly, and one graph takes every later token."""
@@ -79,8 +78,7 @@ def test_generate_compiles_its_steps(name, way, padded):
     assert {site.pages for site in seen.sites} == {"pages of 4"}
 
 
-@pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
-@pytest.mark.parametrize("way", ["beams", "sampled beams"])
+@pytest.mark.parametrize("way, padded", [("beams", True), ("sampled beams", False)])
 @pytest.mark.parametrize("name", ["llama", "gemma"])
 def test_beams(name, way, padded):
     """generate never compiles them itself: its user compiled the forward of the model."""
