@@ -19,9 +19,7 @@ from tests.models.architectures import model
 from tests.models.expected import needs_newer
 from tests.models.scenarios import MAX_LEN, tokens
 
-NAMES = tuple(name for name in ("llama", "qwen3", "gemma2", "gpt_oss", "bloom", "deepseek_v3")
-              if not needs_newer(name, "static"))
-FORMATS = ("plain", "int8", "int4")
+NAMES = tuple(name for name in ("llama", "gemma2", "deepseek_v3") if not needs_newer(name, "static"))
 
 
 def opened(name: str, format: str) -> tuple[object, PooledCache]:
@@ -59,9 +57,8 @@ def test_no_pages_are_copied_or_gathered(name: str) -> None:
     assert large(*decode_code(name, "plain", BACKEND)) == []
 
 
-@pytest.mark.parametrize("format", FORMATS[1:])
-def test_nor_are_quantised_ones(format: str) -> None:
-    assert large(*decode_code("llama", format, BACKEND)) == []
+def test_nor_are_quantised_ones() -> None:
+    assert large(*decode_code("llama", "int4", BACKEND)) == []
 
 
 def test_the_check_sees_a_gather() -> None:
