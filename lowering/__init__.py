@@ -4,6 +4,7 @@
     supports(spec, ...)   why there is no kernel, or None
     choose(spec, ...)     which kernel, in words
     supports_latent, choose_latent   the same of flashmla::attend_latent
+    supports_paged                   the same of flashmla::attend_paged
 """
 
 if __name__ == "lowering":
@@ -13,13 +14,14 @@ import torch
 
 from ..ir import AttentionSpec, Reason
 from ..ops import LIBRARY
-from . import cpu, cpu_latent
+from ..pool.ops import LIBRARY as POOL_LIBRARY
+from . import cpu, cpu_latent, cpu_paged
 from .bounds import bounds
 from .fp8 import quantize_latent
 from .projected import attend_projected
 from .select_latent import choose_latent, supports_latent
 
-__all__ = ["choose", "choose_latent", "register", "supports", "supports_latent"]
+__all__ = ["choose", "choose_latent", "register", "supports", "supports_latent", "supports_paged"]
 
 _registered: list[str] = []
 
@@ -37,6 +39,8 @@ def register() -> None:
     LIBRARY.impl("sdpa", cpu.sdpa, "CUDA")
     LIBRARY.impl("attend", _gpu_attend, "CUDA")
     LIBRARY.impl("attend_latent", cpu_latent.attend_latent, "CPU")
+    POOL_LIBRARY.impl("attend_paged", cpu_paged.attend_paged, "CPU")
+    POOL_LIBRARY.impl("attend_paged", _gpu_attend_paged, "CUDA")
     LIBRARY.impl("attend_latent", _gpu_attend_latent, "CUDA")
     LIBRARY.impl("summarize", _gpu_summarize, "CUDA")
     _registered.extend(("CPU", "CUDA"))
@@ -49,6 +53,13 @@ def supports(
     from .select import supports as ask
 
     return ask(spec, head_dim, value_dim, dtype, device_type)
+
+
+def supports_paged(
+    spec: AttentionSpec, head_dim: int, value_dim: int, dtype: torch.dtype, device_type: str, format: str, page: int
+) -> tuple[Reason, str] | None:
+    """The same for keys and values in pages of `page` tokens, in `format`: every kernel that reads rows reads pages."""
+    return supports(spec, head_dim, value_dim, dtype, device_type)
 
 
 def choose(
@@ -69,6 +80,12 @@ def _gpu_attend(*args):
     from .gpu import attend
 
     return attend(*args)
+
+
+def _gpu_attend_paged(*args):
+    from .gpu import attend_paged
+
+    return attend_paged(*args)
 
 
 def _gpu_attend_latent(*args):

@@ -23,7 +23,7 @@ def check_operands(
     dtypes: Sequence[torch.dtype] = DTYPES,
 ) -> None:
     """Raises OperandError that names the value and what it should have been."""
-    group = _needs(text)[0]
+    group = group_of(text)
     if not q.dim() == k.dim() == v.dim() == 4:
         raise OperandError(f"attend: q, k and v have 4 dimensions; found {q.dim()}, {k.dim()}, {v.dim()}")
     if not q.dtype == k.dtype == v.dtype or q.dtype not in dtypes:
@@ -53,6 +53,11 @@ def check_spec_operands(
         if at >= len(tables) or tables[at].dim() != rank:
             found = f"{tables[at].dim()}" if at < len(tables) else f"only {len(tables)} tables"
             raise OperandError(f"{op}: table {name} has {rank} dimensions; found {found}")
+
+
+def group_of(text: str) -> int:
+    """Query heads to a key head."""
+    return _needs(text)[0]
 
 
 def _wanted(q: Tensor, group: int) -> str:

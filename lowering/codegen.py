@@ -21,17 +21,20 @@ import sympy
 from .. import expr as E
 from ..ir import AttentionSpec
 from .errors import LoweringError
+from .held import Layout
 from .printer import Printer, bare
 
 FAMILIES = ("prefill", "decode", "mla", "tokens", "hopper", "decode_hopper", "mla_exchange", "tokens_exchange")
+PAGED = ("prefill", "decode")
 LOG2E = math.log2(math.e)
 _JIT_END = "])"
 _HERE = Path(__file__).parent
+_DENSE = ("rows.py", "keys.py", "scan.py")
 _BODY = {
-    "prefill": ("scan.py", "prefill/kernel.py"),
-    "decode": ("scan.py", "decode/lanes.py", "decode/balance.py", "decode/merge.py", "packed.py", "decode/kernel.py"),
-    "mla": ("scan.py", "packed.py", "mla/tile.py", "mla/kernel.py"),
-    "tokens": ("scan.py", "packed.py", "mla/tile.py", "tokens/kernel.py"),
+    "prefill": (*_DENSE, "prefill/kernel.py"),
+    "decode": (*_DENSE, "decode/lanes.py", "decode/balance.py", "decode/merge.py", "packed.py", "decode/kernel.py"),
+    "mla": (*_DENSE, "packed.py", "mla/tile.py", "mla/kernel.py"),
+    "tokens": (*_DENSE, "packed.py", "mla/tile.py", "tokens/kernel.py"),
 }
 _EXCHANGE = (
     "hopper/tiles.py", "hopper/softmax.py", "mla/rows.py", "mla/line.py", "mla/steps.py", "mla/finish.py", "mla/memory.py",
@@ -51,12 +54,16 @@ _ROW, _POINT = "b, h, i", "b, h, i, j"
 
 
 @lru_cache(maxsize=1024)
-def source(spec: AttentionSpec, family: str) -> str:
-    """Python text of a module whose kernel is named `family`. LoweringError if an expression has no Triton form."""
+def source(spec: AttentionSpec, family: str, layout: Layout | None = None) -> str:
+    """Python text of a module whose kernel is named `family`. LoweringError if an expression has no Triton form.
+
+    `layout`: keys and values lie in such pages; only the families of `PAGED` know them.
+    """
     if family in _GLUON:
         return _gluon(spec, family)
-    files = [_HERE / name for name in _BODY[family]]
-    return _module(spec, family, files, _flags(spec, files), hooks(spec))
+    assert layout is None or family in PAGED
+    files = [_HERE / (name if layout is None else name.replace("keys.py", "pages.py")) for name in _BODY[family]]
+    return _module(spec, family, files, _flags(spec, files, layout), hooks(spec))
 
 
 def _gluon(spec: AttentionSpec, family: str) -> str:
@@ -202,11 +209,14 @@ def _fill(text: str, indent: int) -> str:
     return textwrap.fill(joined, 118, subsequent_indent=" " * indent, break_long_words=False).replace("\0", " ")
 
 
-def _flags(spec: AttentionSpec, files: list[Path]) -> str:
-    flags = {
+def _flags(spec: AttentionSpec, files: list[Path], layout: Layout | None) -> str:
+    flags: dict[str, object] = {
         "HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_RESIDUE": spec.residue != sympy.true,
         "HAS_TILE": spec.tile is not None, "HAS_SINK": spec.sink is not None,
     }
+    if layout is not None:
+        flags |= {"FORMAT": repr(layout.format), "PAGE": layout.page, "KEY_GROUP": layout.key_group,
+                  "HAS_E4M3": layout.e4m3}
     constants = [text for file in files for name, text in _assignments(file).items() if name not in flags]
     return "\n".join(["import triton", "import triton.language as tl", ""]
                      + [f"{name} = tl.constexpr({value})" for name, value in flags.items()] + constants)

@@ -14,9 +14,11 @@ import torch
 
 from ..errors import OptionError
 from ..ir import AttentionSpec, Site
+from ..pool.formats import FORMATS
 from . import codegen, disassembly, fp8, gpu, gpu_latent, tma
 from .choice import Choice
 from .decode import launch as decode
+from .held import Layout
 from .hopper import launch as hopper
 from .machine import MACHINES, Machine, machine_of
 from .mla import exchange_launch as exchange
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
 DEFAULT_ARCH = "sm_90"
 _DTYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 _ALIGNED = [["tt.divisibility", 16]]
-_STRIDES = {"latent_strides": 3, "rope_strides": 3, "chosen_strides": 3, "pages_strides": 2,
-            "scales_strides": 3}
+_HELD, _HELD_ONES = 11, (3, 7, 9)
+"""Numbers that `held.Held` gives as strides, and which of them are 1 where memory is contiguous."""
+_STRIDES = {"latent_strides": 3, "rope_strides": 3, "chosen_strides": 3, "pages_strides": 2, "scales_strides": 3}
 """How many, where not 4."""
 
 
@@ -98,13 +101,17 @@ def compile_spec(
 
 
 def compile_kernel(
-    spec: AttentionSpec, choice: Choice, head_dim: int, value_dim: int, dtype: torch.dtype, arch: str = DEFAULT_ARCH
+    spec: AttentionSpec, choice: Choice, head_dim: int, value_dim: int, dtype: torch.dtype, arch: str = DEFAULT_ARCH,
+    layout: Layout | None = None,
 ) -> CompiledKernel:
-    """One kernel for one architecture. Integer tables are taken as int64, float tables as float32, strides as int32."""
+    """One kernel for one architecture. Integer tables are taken as int64, float tables as float32, strides as int32.
+
+    `layout`: keys and values lie in such pages.
+    """
     from . import modules
 
     machine_named(arch)
-    source = codegen.source(spec, choice.family)
+    source = codegen.source(spec, choice.family, layout)
     function = getattr(modules.load(source, choice.family), choice.family)
     if choice.family == "hopper":
         built = _build_hopper(function, spec.group, choice, head_dim, value_dim, dtype, arch)
@@ -113,8 +120,13 @@ def compile_kernel(
         built = _build_decode_hopper(function, spec.group, choice, head_dim, value_dim, dtype, arch)
         return record(built, choice.family, arch, str(spec), str(choice), source)
     constants = {**gpu.blocks(spec, choice, head_dim, value_dim), **decode.constants(choice)}
-    types = dict.fromkeys(("q", "k", "v", "out"), _DTYPES[dtype])
+    types: dict[str, Any] = dict.fromkeys(("q", "k", "v", "out"), _DTYPES[dtype])
     types |= {"workspace": "*fp32", "counters": "*i32"}
+    if layout is not None:
+        stored = {None: _DTYPES[dtype], torch.int8: "*i8", torch.uint8: "*u8"}[FORMATS[layout.format].storage]
+        types |= dict.fromkeys(("k", "v"), (stored, stored if layout.format == "plain" else "*fp32", "*i32"))
+        if layout.key_group:
+            types["k"] = (stored, "*fp16", "*i32")
     built = build(function, types, constants, arch, choice.warps, choice.stages)
     return record(built, choice.family, arch, str(spec), str(choice), source)
 
@@ -192,9 +204,14 @@ def build(
         if name in constants:
             values[at,] = constants[name]
         elif name.endswith("strides"):
-            last = _STRIDES.get(name, 4) - 1
-            values[at, last] = 1
-            attributes.update(dict.fromkeys(((at, dim) for dim in range(last)), _ALIGNED))
+            held = isinstance(types.get(name.removesuffix("_strides")), tuple)
+            ones = _HELD_ONES if held else (_STRIDES.get(name, 4) - 1,)
+            values.update(dict.fromkeys(((at, dim) for dim in ones), 1))
+            signature[name] = tuple("constexpr" if dim in ones else "i32" for dim in range(_HELD if held else ones[0] + 1))
+            aligned = (dim for dim in range(_HELD - 1 if held else ones[0]) if dim not in ones and not 4 <= dim < 10)
+            attributes.update(dict.fromkeys(((at, dim) for dim in aligned), _ALIGNED))
+        elif isinstance(signature[name], tuple):
+            attributes.update(dict.fromkeys(((at, place) for place in range(len(signature[name]))), _ALIGNED))
         elif signature[name].startswith("*"):
             attributes[at,] = _ALIGNED
     if function.is_gluon():
@@ -213,7 +230,7 @@ def _type(name: str, types: dict[str, str], constants: dict[str, Any]) -> Any:
     if name in types:
         return types[name]
     if name.endswith("strides"):
-        return ("i32",) * (_STRIDES.get(name, 4) - 1) + ("constexpr",)
+        return ()
     if re.fullmatch(r"[MTF]\d+", name):
         return {"M": "*u1", "T": "*i64", "F": "*fp32"}[name[0]]
     return "fp32" if re.fullmatch(r"x\d+", name) else "i32"

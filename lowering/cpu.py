@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,13 @@ def attend(
 ) -> Tensor:
     """out [B, H, T, Dv] in the memory order of output_like. Raises OperandError where operands and spec disagree."""
     check_operands(q, k, v, tables, sizes, scalars, spec)
+    return attend_checked(q, k, v, tables, sizes, scalars, spec)
+
+
+def attend_checked(
+    q: Tensor, k: Tensor, v: Tensor, tables: Sequence[Tensor], sizes: Sequence[int], scalars: Sequence[float], spec: str
+) -> Tensor:
+    """`attend`, its operands known to be right."""
     plan = plan_of(spec, torch.promote_types(q.dtype, torch.float32))
     out = output_like(q, v, plan.spec.heads_first)
     if out.numel() == 0 or k.shape[2] == 0:

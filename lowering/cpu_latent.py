@@ -19,6 +19,7 @@ from ..ir import AttentionSpec
 from ..ops import output_like
 from . import cpu, fp8
 from .checks_latent import check_latent_operands
+from .cpu_paged import InPages, hull_of_batch
 from .cpu_plan import Plan, plan_of
 from .cpu_rows import Part, merge
 from .torch_index import box
@@ -34,7 +35,8 @@ def attend_latent(
     """out [B, H, T, R] in the memory order of output_like. Raises OperandError where operands and spec disagree."""
     check_latent_operands(q_latent, q_rope, latent, rope, tokens, pages, tables, sizes, scalars, spec)
     if pages is not None:
-        latent, rope = (None if x is None else x[pages.long()].flatten(1, 2) for x in (latent, rope))
+        hull = hull_of_batch(q_latent, (tables, sizes, scalars), spec)
+        latent, rope = (None if x is None else _gathered(x, pages, hull) for x in (latent, rope))
     if rope is None:
         latent, rope = fp8.dequantize(latent, q_latent.shape[3], q_latent.dtype, q_latent.dtype)
     q = torch.cat([q_latent, q_rope], -1)
@@ -50,6 +52,13 @@ def attend_latent(
         rows = slice(first, first + step)
         _attend_tokens(plan, q[:, :, rows], latent, rope, tokens[:, rows], first, (tables, sizes, scalars), out[:, :, rows])
     return out
+
+
+def _gathered(x: Tensor, pages: Tensor, hull: tuple[Tensor, Tensor]) -> Tensor:
+    """[PAGES, 64, n] as [B, S, n], as far as some query sees."""
+    held = InPages(x[:, None], None, pages, "plain", hull, x.dtype)
+    seen = min(max(float(hull[1].max()) if hull[1].numel() else 0.0, 0.0), held.shape[2])
+    return held.narrow(2, 0, int(seen))[:, 0]
 
 
 @lru_cache(maxsize=4096)

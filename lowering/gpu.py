@@ -16,17 +16,19 @@ from torch import Tensor
 
 from ..ir import TILE, AttentionSpec
 from ..ops import output_like
-from . import codegen, modules, tma, tune
+from . import codegen, held, modules, tma, tune
 from .checks import check_operands
+from .checks_paged import check_paged_operands
 from .choice import Choice, padded, padded_value
 from .decode import config as decode_config
 from .decode import launch as decode
 from .decode.config import Shape
+from .held import Held, Layout, layout_of
 from .hopper import launch as hopper
 from .launch import launch as start
 from .machine import machine_of
 from .prefill import config as prefill
-from .select import DTYPES, candidates, choose
+from .select import DTYPES, candidates, choose, choose_paged
 
 
 def attend(
@@ -40,6 +42,23 @@ def attend(
         return out.zero_()
     given = operands(meaning, tables, sizes, scalars)
     launch(meaning, _choice(meaning, q, k, v, given, out), q, k, v, given, out)
+    return out
+
+
+def attend_paged(
+    q: Tensor, k: Tensor, v: Tensor, k_scales: Tensor | None, v_scales: Tensor | None, pages: Tensor, format: str,
+    tables: list[Tensor], sizes: list[int], scalars: list[float], spec: str,
+) -> Tensor:
+    """The op on keys and values in pages. OperandError where operands and spec disagree."""
+    check_paged_operands(q, k, v, k_scales, v_scales, pages, format, tables, sizes, scalars, spec, DTYPES)
+    meaning = AttentionSpec.parse(spec)
+    keys, values = Held(k, k_scales, pages, format), Held(v, v_scales, pages, format)
+    out = output_like(q, v.new_empty((1, 1, 1, values.shape[3]), dtype=q.dtype), meaning.heads_first)
+    if out.numel() == 0 or keys.shape[2] == 0:
+        return out.zero_()
+    shape = *q.shape[:3], keys.shape[2], q.shape[3], values.shape[3]
+    choice = choose_paged(meaning, *shape, q.dtype, machine_of(q.device), format)
+    launch(meaning, choice, q, keys, values, operands(meaning, tables, sizes, scalars), out)
     return out
 
 
@@ -85,7 +104,9 @@ def tune_facts(device: torch.device) -> tuple[str, ...]:
     return name, torch.__version__, triton.__version__
 
 
-def launch(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor) -> None:
+def launch(
+    spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor | Held, v: Tensor | Held, given: list[Any], out: Tensor
+) -> None:
     """Runs `choice` into out [B, H, T, DV], of any strides."""
     with torch.cuda.device_of(q):
         if choice.family == "hopper":
@@ -117,17 +138,23 @@ def _decode_hopper(
     return decode.launch_hopper(kernel(spec, "decode_hopper"), spec.group, choice, q, k, v, given, out)
 
 
-def _decode(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor) -> None:
+def _decode(
+    spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor | Held, v: Tensor | Held, given: list[Any], out: Tensor
+) -> None:
     constants = blocks(spec, choice, q.shape[3], v.shape[3], upcast(q.dtype))
-    decode.launch(kernel(spec, "decode"), spec.group, choice, q, k, v, given, constants, out)
+    decode.launch(kernel(spec, "decode", layout_of(k)), spec.group, choice, q, k, v, given, constants, out)
 
 
-def _prefill(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor) -> None:
+def _prefill(
+    spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor | Held, v: Tensor | Held, given: list[Any], out: Tensor
+) -> None:
     batch, heads, queries, head_dim = q.shape
     grid = (batch * heads * -(-queries // choice.block_m),)
-    arguments = (q, q.stride(), k, k.stride(), v, v.stride(), out, out.stride(), heads, queries, k.shape[2], *given)
+    keys, values = held.arguments(k), held.arguments(v)
+    arguments = (q, q.stride(), *keys, *values, out, out.stride(), heads, queries, k.shape[2], *given)
     constants = blocks(spec, choice, head_dim, v.shape[3], upcast(q.dtype))
-    start(kernel(spec, "prefill").prefill, grid, arguments, constants, choice.warps, choice.stages, q.device.index)
+    function = kernel(spec, "prefill", layout_of(k)).prefill
+    start(function, grid, arguments, constants, choice.warps, choice.stages, q.device.index)
 
 
 def summarize(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,9 +178,9 @@ def summarize(mask: Tensor) -> tuple[Tensor, Tensor]:
 # ------------------------------------------------------------------------------------------------------------ arguments
 
 
-def kernel(spec: AttentionSpec, family: str) -> ModuleType:
+def kernel(spec: AttentionSpec, family: str, layout: Layout | None = None) -> ModuleType:
     """The imported module of the spec's kernel."""
-    return modules.load(codegen.source(spec, family), family)
+    return modules.load(codegen.source(spec, family, layout), family)
 
 
 def blocks(spec: AttentionSpec, choice: Choice, head_dim: int, value_dim: int, upcast: bool = False) -> dict[str, Any]:

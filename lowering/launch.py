@@ -47,7 +47,8 @@ def _specialisation(param: tuple[bool, bool], value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.dtype, value.data_ptr() % 16 == 0
     if isinstance(value, tuple):
-        return _of_tuple(value)
+        tensors = bool(value) and isinstance(value[0], Tensor)
+        return tuple(_specialisation(param, x) for x in value) if tensors else _of_tuple(value)
     if isinstance(value, int):
         return _of_integer(value, *param)
     if hasattr(value, "block_shape"):                                # a TMA descriptor

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from .hooks import HAS_HI, HAS_LO, HAS_RESIDUE, HAS_TILE, hull_hi, hull_lo, residue, score, tile_class
+from .keys import key_scales, load_keys, load_values, value_scales
 
 SUMMARY_TILE = tl.constexpr(64)
 SCAN_TILES = tl.constexpr(64)
@@ -77,20 +78,6 @@ def live_tiles(b, h, i, first, last, S, env):
 
 
 @triton.jit
-def load_rows(p_x, s_n, s_d, n, begin, end, N_D: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr):
-    """x[n, :] [N, BLOCK_D]: rows outside [begin, end) if MASKED, and columns from N_D on, are 0 and not read."""
-    o_d = tl.arange(0, BLOCK_D)
-    p = p_x + n.to(tl.int64)[:, None] * s_n + o_d.to(tl.int64)[None, :] * s_d
-    if MASKED:
-        m_n = (n >= begin) & (n < end)
-        return tl.load(p, mask=m_n[:, None] & (o_d < N_D)[None, :], other=0.0)
-    elif N_D < BLOCK_D:
-        return tl.load(p, mask=(o_d < N_D)[None, :], other=0.0)
-    else:
-        return tl.load(p)
-
-
-@triton.jit
 def dot(x, y, acc, UPCAST: tl.constexpr):
     """x @ y + acc in float32, x in the dtype of y. UPCAST: in float32, for the interpreter has no bfloat16 product."""
     if UPCAST:
@@ -110,11 +97,11 @@ def visit(acc, m, l, b_q, visible, j0, span, at, keys, env, D: tl.constexpr, DV:
           MASKED: tl.constexpr, UPCAST: tl.constexpr):
     """acc [M, DV], m [M], l [M] after the tile of keys j0 .. j0 + N, of which `visible` [M, N] count if MASKED."""
     b, h, i = at
-    begin, end = span
-    k, k_strides, v, v_strides = keys
+    DTYPE: tl.constexpr = tl.float32 if UPCAST else b_q.dtype
     j = j0 + tl.arange(0, BLOCK_N)                                                             # [N]
-    b_k = load_rows(k, k_strides[0], k_strides[1], j, begin, end, D, b_q.shape[1], MASKED)     # [N, D]
+    b_k = load_keys(keys, j, span, DTYPE, D, b_q.shape[1], MASKED)                             # [N, D]
     s = dot(b_q, tl.trans(b_k), tl.zeros([b_q.shape[0], BLOCK_N], tl.float32), UPCAST)         # [M, N]
+    s = key_scales(s, keys, j, span, MASKED)
     a = score(s, b, h, i, j[None, :], env)                                                     # [M, N]
     if MASKED:
         a = tl.where(visible, a, float("-inf"))
@@ -122,8 +109,8 @@ def visit(acc, m, l, b_q, visible, j0, span, at, keys, env, D: tl.constexpr, DV:
     shift = tl.where(m_new == float("-inf"), 0.0, m_new)
     p = tl.exp2(a - shift[:, None])                                                            # [M, N]
     shrink = tl.exp2(m - shift)                                                                # [M]
-    b_v = load_rows(v, v_strides[0], v_strides[1], j, begin, end, DV, acc.shape[1], MASKED)    # [N, DV]
-    acc = dot(p, b_v, acc * shrink[:, None], UPCAST)                                            # [M, DV]
+    b_v = load_values(keys, j, span, DTYPE, DV, acc.shape[1], MASKED)                          # [N, DV]
+    acc = dot(value_scales(p, keys, j, span, MASKED), b_v, acc * shrink[:, None], UPCAST)      # [M, DV]
     return acc, m_new, l * shrink + tl.sum(p, 1)
 
 
@@ -177,8 +164,7 @@ def scan(b_q, first, last, span, lo, hi, S, at, rows, keys, env, D: tl.constexpr
     """acc [M, DV] float32, m [M], l [M] of keys [first, last).
 
     b_q [M, D]; span = (begin, end), the keys that may be read; lo, hi [M, 1]; at = (b, h, i); rows = (b, h, i [R, 1]),
-    one at least of each SUMMARY_TILE rows; keys = (k, strides, v, strides), pointers to one KV head with their (key, dim)
-    strides; env the operands of the spec.
+    one at least of each SUMMARY_TILE rows; keys what `head_of` made, of one KV head; env the operands of the spec.
     """
     acc, m, l = nothing(b_q.shape[0], BLOCK_DV)
     if HAS_RESIDUE and not HAS_TILE:

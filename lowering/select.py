@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from functools import lru_cache
 
@@ -23,6 +24,8 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LARGEST_HEAD_DIM = 256
 DECODE_ROWS = 64
 """Rows of a KV head (query heads x positions) up to which the packed, split kernel is taken."""
+QUANTISED_KEYS = {"prefill": 32, "decode": 64}
+"""Keys of a tile of quantised pages, at most."""
 DECODE_QUERIES = 16
 """Query positions up to which it is taken for any number of heads."""
 MOST_TIMED = 8
@@ -58,13 +61,37 @@ def choose(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: int,
     return candidates(spec, batch, heads, queries, keys, head_dim, value_dim, dtype, machine)[0]
 
 
+def many_rows(spec: AttentionSpec, queries: int) -> bool:
+    """Whether a tile of rows of one head is worth more than the heads of a group packed together."""
+    return spec.group * queries > DECODE_ROWS and queries > DECODE_QUERIES and spec.kv_splits < 2
+
+
+@lru_cache(maxsize=4096)
+def choose_paged(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: int, head_dim: int, value_dim: int,
+                 dtype: torch.dtype, machine: Machine, format: str = "plain") -> Choice:
+    """The same for keys and values in pages, which the plain kernels read.
+
+    Quantised tiles are unpacked in registers: small ones, by 8 warps. Triton shares the stages out between the loads of `pages`
+    and those of the rows that they lead to: as many for each as a dense kernel has for its rows.
+    """
+    if many_rows(spec, queries):
+        tiled = prefill.candidates(head_dim, value_dim, dtype.itemsize, prefill.room(spec), machine)
+        work = model.Work(batch * heads, queries, keys, head_dim, value_dim)
+        known = list(model.ordered(spec, work, tiled, dtype.itemsize, machine))
+    else:
+        shape = decode.Shape(batch, heads // spec.group, queries, keys, head_dim, value_dim, dtype.itemsize)
+        known = decode.candidates(spec, shape, prefill.room(spec)[0] == 32, machine)
+    few = known if format == "plain" else [choice for choice in known if choice.block_n <= QUANTISED_KEYS[choice.family]]
+    found = (few or known[-1:])[0]
+    return dataclasses.replace(found, stages=2 * found.stages - 1, warps=found.warps if format == "plain" else 8)
+
+
 @lru_cache(maxsize=4096)
 def candidates(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: int, head_dim: int, value_dim: int,
                dtype: torch.dtype, machine: Machine) -> tuple[Choice, ...]:
     """Every configuration worth timing, the one that is taken without timing first."""
-    rows = spec.group * queries
     limits = prefill.room(spec)
-    if rows > DECODE_ROWS and queries > DECODE_QUERIES and spec.kv_splits < 2:
+    if many_rows(spec, queries):
         choices = prefill.candidates(head_dim, value_dim, dtype.itemsize, limits, machine)
         if queries > hopper.ROWS and hopper.serves(spec, head_dim, value_dim, dtype, machine):
             choices = [*hopper.candidates(spec, head_dim, value_dim, machine), *choices]

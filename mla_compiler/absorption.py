@@ -118,7 +118,8 @@ def emit_over_latents(site: Progress, run: Run, given: emit.Arguments, builder: 
         done = emit_projected.rewrite(found, latent.parts, site.grids[0], latent.decision.gain, given, builder)
     else:
         tokens = select_tokens.rewrite(found, latent.selection, builder) if latent.selection else None
-        done = emit_latent.rewrite(found, latent.parts, site.grids[0], tokens, given, builder, run.evaluator)
+        paged = site.pages.paged if site.pages is not None else None
+        done = emit_latent.rewrite(found, latent.parts, site.grids[0], tokens, given, builder, run.evaluator, paged)
     site.attend = done.attend
     if expanded is not None:
         latent.certificate = certify.probe(*expanded, done)

@@ -28,6 +28,7 @@ from .ir import Rejected, Site
 from .logs import log_graph
 from .options import Options
 from .passes.capture import capture, leave_for_gradient, needs_gradient
+from .passes.hoist_steps import hoist
 from .pipeline import Run, run_passes
 from .report import Report, record
 from .report_table import pass_times
@@ -48,6 +49,7 @@ def flashmla(
         raise OptionError(f"option {HOOK!r} is taken by flashmla", "use post_grad_custom_pre_pass")
     lowering.register()
     compilation = Compilation(ours, _key(module, inputs, ours, patches), _placeholder_names(module))
+    steps = hoist(module)
     if needs_gradient(inputs):
         compilation.leave(leave_for_gradient(module))
     else:
@@ -58,7 +60,7 @@ def flashmla(
     started = time.perf_counter()
     compiled = compile_fx(module, inputs, config_patches=patches)
     compilation.finish(time.perf_counter() - started)
-    return compiled
+    return steps.around(compiled) if steps else compiled
 
 
 @dataclass

@@ -37,6 +37,8 @@ def estimate(
     repeated: bool = False,
     score_passes: int = 0,
     table_bytes: int = 0,
+    kv_bytes: int | None = None,
+    gathered: bool = False,
     sizes: Mapping[str, int] | None = None,
 ) -> Costs:
     """The costs of q [B, H, T, D], k [B, Hkv, S, D], v [B, Hkv, S, Dv] under `spec`. Symbolic lengths come as their hints.
@@ -46,17 +48,20 @@ def estimate(
     repeated      K and V are repeated to H heads in memory as written (written once, read once, on top of the first read)
     score_passes  how often a [B, H, T, S] tensor crosses memory as written: 0 for F.sdpa
     table_bytes   bytes of the tables the fused kernel reads
+    kv_bytes      bytes of one key and its value where they lie; (D + Dv) * itemsize unless they are quantised
+    gathered      as written, K and V are first gathered from pages: written once, read once
     sizes         hints of the run-time integers n0, n1, ... that the hull speaks of
     """
     visible, reach = visible_keys(spec.lo, spec.hi, T, S, tuple(sorted((sizes or {}).items())))
     ends = B * H * T * (D + Dv) * itemsize
     row = B * (D + Dv) * itemsize
-    reads = Hkv * S + (2 * H * S if repeated else 0)
+    kv_bytes = (D + Dv) * itemsize if kv_bytes is None else kv_bytes
+    copies = (2 * H * S if repeated else 0) + (2 * Hkv * S if gathered else 0)
     return Costs(
         flops_before=2 * B * H * T * S * (D + Dv),
         flops_after=2 * B * H * visible * (D + Dv),
-        bytes_before=ends + row * reads + mask_bytes + score_passes * B * H * T * S * itemsize,
-        bytes_after=ends + row * Hkv * reach + table_bytes,
+        bytes_before=ends + B * kv_bytes * Hkv * S + row * copies + mask_bytes + score_passes * B * H * T * S * itemsize,
+        bytes_after=ends + B * kv_bytes * Hkv * reach + table_bytes,
     )
 
 

@@ -137,6 +137,7 @@ class AttentionSpec:
 class Site:
     """One attention in one compiled graph, and what became of it. Bytes and FLOPs are estimates from shapes alone.
 
+    pages        of keys and values found through a block table: `pages of 64`, or `gathered: ...`, and why
     latent       of multi-head latent attention: `absorbed, ...`, `expanded, ...` or, as lengths come, `either, ...`, and why
     certificate  greatest difference of the two forms on random numbers, relative to the greatest output; -1: not asked
     """
@@ -161,5 +162,6 @@ class Site:
     flops_after: int = 0
     bytes_before: int = 0
     bytes_after: int = 0
+    pages: str = ""
     latent: str = ""
     certificate: float = -1.0

@@ -103,7 +103,8 @@ def _attend_latent(
     """q_latent [B, H, T, R], q_rope [B, H, T, P], latent [B, S, R], rope [B, S, P] -> [B, H, T, R].
 
     a[b,h,i,j] = score(q_latent[b,h,i] . latent[b,j] + q_rope[b,h,i] . rope[b,j]); out[b,h,i] = sum_j softmax(a)_j latent[b,j].
-    tokens [B, T, K]: row (b, i) sees only keys tokens[b, i, :]. pages [B, S / 64] int32: key j is [pages[b, j // 64], j % 64].
+    tokens [B, T, K]: row (b, i) sees only keys tokens[b, i, :]. pages [B, S / 64] int32: key j is [pages[b, j // 64], j % 64],
+    read only where some query of row b is shown something.
     latent uint8 [B, S, R + R/32 + 2 P], or [PAGES, 64, .]: packed by quantize_latent, rope in it; rope is None.
     """
     return output_like(q_latent, q_latent, heads_first=False)

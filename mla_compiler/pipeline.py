@@ -1,6 +1,6 @@
 """functional graph  =>  the same graph with flashmla::attend where attention was understood
 
-    find ▸ specify ▸ fold ▸ absorb ▸ support ▸ summarize ▸ emit
+    find ▸ specify ▸ fold ▸ absorb ▸ page ▸ support ▸ summarize ▸ emit
 
 Each pass takes the sites that are still in the running and either advances or rejects each of them; the graph is checked
 after every pass that writes to it.
@@ -22,6 +22,7 @@ from .absorption import Latent, absorb, emit_over_latents
 from .errors import VerifyError
 from .ir import AttentionSpec, Reason, Rejected, Site
 from .options import Options
+from .paging import Pages, page
 from .passes import bound_tables, emit, find_attention, fold_operands, specify, summarize_masks
 from .passes.attention import Attention
 from .passes.build import Builder
@@ -43,6 +44,11 @@ class Lowering(Protocol):
         self, spec: AttentionSpec, rank: int, rope: int, dtype: torch.dtype, device_type: str, tokens: bool
     ) -> tuple[Reason, str] | None:
         """The same of attention over a latent."""
+
+    def supports_paged(
+        self, spec: AttentionSpec, head_dim: int, value_dim: int, dtype: torch.dtype, device_type: str, format: str, page: int
+    ) -> tuple[Reason, str] | None:
+        """The same of attention whose keys and values lie in pages of `page` tokens."""
 
     def choose(self, spec: AttentionSpec, q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], dtype: torch.dtype,
                device: torch.device) -> tuple[str, str]:
@@ -67,6 +73,7 @@ class Progress:
     spec: AttentionSpec | None = None
     grids: tuple[Grid, Grid, Grid] | None = None
     latent: Latent | None = None
+    pages: Pages | None = None
     attend: Node | None = None
     rejected: Rejected | None = None
 
@@ -194,15 +201,16 @@ def emit_all(run: Run) -> None:
         if site.latent is not None and site.latent.over_latents:
             out = emit_over_latents(site, run, given, builder)
         else:
-            site.attend, out = emit.rewrite(found, site.grids, given, builder)
+            paged = site.pages.paged if site.pages is not None else None
+            site.attend, out = emit.rewrite(found, site.grids, given, builder, paged)
         site.spec = given.spec
         run.moved(site.anchor, out)
     run.graph.eliminate_dead_code()
 
 
 PASSES: tuple[tuple[str, Callable[[Run], None]], ...] = (
-    ("find", find), ("specify", specify_all), ("fold", fold), ("absorb", absorb), ("support", support),
-    ("summarize", summarize), ("emit", emit_all),
+    ("find", find), ("specify", specify_all), ("fold", fold), ("absorb", absorb), ("page", page),
+    ("support", support), ("summarize", summarize), ("emit", emit_all),
 )
 WRITERS = ("summarize", "emit")
 

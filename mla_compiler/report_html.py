@@ -34,7 +34,7 @@ def page(report: Report) -> str:
 
 def _row(site: Site) -> str:
     fused = site.status == "fused"
-    notes = "".join(map(_small, (site.hull, site.latent, certificate(site))))
+    notes = "".join(map(_small, (site.hull, site.pages, site.latent, certificate(site))))
     meaning = _code(site.predicate or "every key") + notes if fused else escape(site.reason)
     cells = [
         str(site.index), escape(site.layer or site.name) + _small(site.source),

@@ -14,6 +14,7 @@ from . import expr as E
 from .costs import Costs, estimate, shape_text
 from .costs_latent import latent_costs
 from .ir import Site
+from .pool.formats import FORMATS
 
 if TYPE_CHECKING:
     from .pipeline import Progress, Run
@@ -42,7 +43,7 @@ def describe(index: int, site: Progress, run: Run) -> Site:
         hull=_hull(site, run),
         group=spec.group, kernel=kernel, config=config, spec=str(spec),
         flops_before=costs.flops_before, flops_after=costs.flops_after, bytes_before=costs.bytes_before,
-        bytes_after=costs.bytes_after, **_operand_facts(site), **latent,
+        bytes_after=costs.bytes_after, **_operand_facts(site), **latent, pages="" if site.pages is None else site.pages.text(),
     )
 
 
@@ -53,15 +54,21 @@ def _form(site: Progress) -> Callable[[Progress, Run], tuple[Costs, str, str]]:
 
 
 def _attended(site: Progress, run: Run) -> tuple[Costs, str, str]:
-    """Costs, kernel and configuration of flashmla::attend."""
+    """Costs, kernel and configuration of flashmla::attend, and of attend_paged."""
     assert site.attend is not None and site.spec is not None and site.found is not None
-    spec = site.spec
+    spec, dtype = site.spec, _value(site).dtype
     q, k, v = (tuple(map(hint, node.meta["val"].shape)) for node in site.attend.args[:3])
-    kernel, config = run.lowering.choose(spec, q, k, v, _value(site).dtype, _value(site).device)
+    kv_bytes = (q[3] + v[3]) * dtype.itemsize
+    in_pages = site.attend.target is torch.ops.flashmla.attend_paged.default
+    if in_pages:
+        pages, stored = site.attend.args[5].meta["val"], FORMATS[site.attend.args[6]]
+        k, v = ((q[0], x[1], hint(pages.shape[1]) * x[2], x[3] * stored.packed) for x in (k, v))
+        kv_bytes = stored.row_bytes(k[3], dtype, keys=True) + stored.row_bytes(v[3], dtype, keys=False)
+    kernel, config = run.lowering.choose(spec, q, k, v, dtype, _value(site).device)
     costs = estimate(
-        spec, B=q[0], H=q[1], Hkv=k[1], T=q[2], S=k[2], D=q[3], Dv=v[3], itemsize=_value(site).dtype.itemsize,
+        spec, B=q[0], H=q[1], Hkv=k[1], T=q[2], S=k[2], D=q[3], Dv=v[3], itemsize=dtype.itemsize,
         mask_bytes=_bytes(site.found.mask_node), repeated=spec.group > 1, score_passes=6 if site.found.handwritten else 0,
-        sizes={f"n{at}": hint(size) for at, size in enumerate(site.attend.args[4])},
+        sizes={f"n{at}": hint(size) for at, size in enumerate(site.attend.args[-3])}, kv_bytes=kv_bytes, gathered=in_pages,
     )
     return costs, kernel, config
 

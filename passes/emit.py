@@ -17,10 +17,12 @@ from torch.fx import Node
 
 from .. import expr as E
 from ..ir import AttentionSpec
+from . import page_cache
 from .attention import Attention
 from .build import Builder
 from .denote import Evaluator
 from .fold_operands import Grid, build
+from .page_cache import Paged
 
 aten = torch.ops.aten
 _INDICES = {E.b, E.h, E.i, E.j, E.s}
@@ -88,20 +90,34 @@ def renamed_spec(spec: AttentionSpec, names: dict[sympy.Basic, sympy.Basic]) -> 
 
 
 def rewrite(
-    site: Attention, grids: tuple[Grid, Grid, Grid], given: Arguments, builder: Builder
+    site: Attention, grids: tuple[Grid, Grid, Grid], given: Arguments, builder: Builder, paged: Paged | None = None
 ) -> tuple[Node, Node]:
     """Put an attend node in the place of the anchor: that node, and the one that now has the anchor's value."""
+    attend = _attend(site, grids, given, builder) if paged is None else _attend_paged(site, grids[0], given, builder, paged)
+    out = like_anchor(attend, site, builder)
+    site.anchor.replace_all_uses_with(out, propagate_meta=False)
+    return attend, out
+
+
+def _attend(site: Attention, grids: tuple[Grid, Grid, Grid], given: Arguments, builder: Builder) -> Node:
     sizes = site.sizes
     rows = (sizes.queries, sizes.keys, sizes.values)
     channels = (sizes.head_dim, sizes.head_dim, sizes.value_dim)
     q, k, v = (build(grid, builder, sizes.batch, r, c) for grid, r, c in zip(grids, rows, channels, strict=True))
-    attend = builder.call(
-        torch.ops.flashmla.attend.default, q, k, v, list(given.tables), list(given.sizes), list(given.scalars),
-        str(given.spec),
+    return builder.call(torch.ops.flashmla.attend.default, q, k, v, *_of_spec(given))
+
+
+def _attend_paged(site: Attention, q: Grid, given: Arguments, builder: Builder, paged: Paged) -> Node:
+    sizes, held = site.sizes, page_cache.build(paged, builder)
+    return builder.call(
+        torch.ops.flashmla.attend_paged.default, build(q, builder, sizes.batch, sizes.queries, sizes.head_dim), held.k, held.v,
+        held.k_scales, held.v_scales, held.pages, held.format, *_of_spec(given),
     )
-    out = like_anchor(attend, site, builder)
-    site.anchor.replace_all_uses_with(out, propagate_meta=False)
-    return attend, out
+
+
+def _of_spec(given: Arguments) -> tuple[list[Node], list[Node | int], list[Node | float], str]:
+    """The last arguments of every attention."""
+    return list(given.tables), list(given.sizes), list(given.scalars), str(given.spec)
 
 
 def like_anchor(out: Node, site: Attention, builder: Builder) -> Node:

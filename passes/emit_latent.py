@@ -15,7 +15,7 @@ import torch
 from torch.fx import Node
 
 from .. import expr as E
-from . import fold_operands, weights
+from . import fold_operands, page_cache, weights
 from .absorb_mla import Latents, Linear
 from .attention import Attention, Sizes, d
 from .build import Builder
@@ -23,6 +23,7 @@ from .channels import Part, Reader
 from .denote import Evaluator
 from .emit import Arguments, like_anchor
 from .fold_operands import Grid, grid_at
+from .page_cache import Paged
 
 aten = torch.ops.aten
 
@@ -43,16 +44,17 @@ class Emitted:
 
 
 def rewrite(
-    site: Attention, latents: Latents, q: Grid, tokens: Node | None, given: Arguments, builder: Builder, evaluator: Evaluator
+    site: Attention, latents: Latents, q: Grid, tokens: Node | None, given: Arguments, builder: Builder, evaluator: Evaluator,
+    paged: Paged | None = None,
 ) -> Emitted:
     """Put an attend_latent node in the place of the anchor."""
     sizes = site.sizes
     slices = _Queries(site, q, evaluator, builder)
     q_latent = _sum([_project(slices.part(key.start, key.size), key, sizes, builder) for key in latents.keys], builder)
     q_rope = slices.part(latents.rope_start, latents.rope_size)
-    latent, rope = latent_operands(latents, sizes, builder)
+    latent, rope, pages = _latents(latents, sizes, builder, paged)
     attend = builder.call(
-        torch.ops.flashmla.attend_latent.default, q_latent, q_rope, latent, rope, tokens, None, list(given.tables),
+        torch.ops.flashmla.attend_latent.default, q_latent, q_rope, latent, rope, tokens, pages, list(given.tables),
         list(given.sizes), list(given.scalars), str(given.spec),
     )
     value = _unproject(attend, latents, sizes, site.handwritten, builder)
@@ -70,6 +72,14 @@ def latent_operands(latents: Latents, sizes: Sizes, builder: Builder) -> tuple[N
         for grid, size in ((latents.latent, latents.rank), (latents.rope, latents.rope_size))
     )
     return latent, rope
+
+
+def _latents(latents: Latents, sizes: Sizes, builder: Builder, paged: Paged | None) -> tuple[Node, Node, Node | None]:
+    """latent [B, S, R] and rope [B, S, P]; or [PAGES, 64, R] and [PAGES, 64, P] with pages [B, N]."""
+    if paged is not None:
+        held = page_cache.build(paged, builder)
+        return *(builder.call(aten.squeeze.dim, x, 1) for x in (held.k, held.v)), held.pages
+    return *latent_operands(latents, sizes, builder), None
 
 
 class _Queries:

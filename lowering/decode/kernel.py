@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from ..hooks import HAS_RESIDUE, HAS_SINK, sink
+from ..keys import head_of
 from ..packed import load_packed
 from ..scan import hull, join_sink, normalise, nothing, scan, tile_range, visit
 from .balance import divide, keys_of, keys_of_part, parts_of, row_tiles
@@ -69,9 +70,7 @@ def attend_part(tensors, item, first, last, part, parts, holder, H, T, S, env, D
     lo, hi = hull(b, h, i, S, env, BLOCK_M)
     last = tl.minimum(last, tile_range(lo, hi, S)[1])
     b_q = load_packed(q, q_strides, b64, h, i, D, BLOCK_D)                                   # [M, D]
-    p_k = k + b64 * k_strides[0] + kv_head.to(tl.int64) * k_strides[1]
-    p_v = v + b64 * v_strides[0] + kv_head.to(tl.int64) * v_strides[1]
-    keys = (p_k, (k_strides[2], k_strides[3]), p_v, (v_strides[2], v_strides[3]))
+    keys = head_of(k, k_strides, v, v_strides, b64, kv_head)
     if HAS_RESIDUE:
         acc, m, l = scan(b_q, first, last, (first, last), lo, hi, S, (b, h, i), (b, h, i), keys, env, D, DV, BLOCK_N,
                          BLOCK_DV, STAGES, UPCAST)

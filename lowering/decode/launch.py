@@ -10,11 +10,13 @@ from torch import Tensor
 
 from ..choice import Choice, padded
 from ..counters import counters
+from ..held import Held
+from ..held import arguments as arguments_of
 from ..launch import launch as start
 from ..tma import REGISTERS, describe
 
 
-def launch(module: ModuleType, group: int, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any],
+def launch(module: ModuleType, group: int, choice: Choice, q: Tensor, k: Tensor | Held, v: Tensor | Held, given: list[Any],
            blocks: dict[str, Any], out: Tensor) -> None:
     """q [B, H, T, D], k [B, H/group, S, D], v [B, H/group, S, DV] -> out [B, H, T, DV]. `given`: the spec's operands."""
     batch, heads, queries, _ = q.shape
@@ -23,7 +25,7 @@ def launch(module: ModuleType, group: int, choice: Choice, q: Tensor, k: Tensor,
     few = programs // items if choice.programs else 0
     slots = 2 * programs if choice.programs else programs if choice.kv_splits > 1 else 0
     workspace = q.new_empty(max(1, slots * choice.block_m * (v.shape[3] + 1)), dtype=torch.float32)
-    arguments = (q, q.stride(), k, k.stride(), v, v.stride(), out, out.stride(), workspace, counters(q.device, items),
+    arguments = (q, q.stride(), *arguments_of(k), *arguments_of(v), out, out.stride(), workspace, counters(q.device, items),
                  batch, heads, queries, k.shape[2], choice.kv_splits, few, *given)
     start(module.decode, (programs,), arguments, {**blocks, **constants(choice)}, choice.warps, choice.stages, q.device.index)
 

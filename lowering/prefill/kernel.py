@@ -10,7 +10,9 @@ import triton
 import triton.language as tl
 
 from ..hooks import HAS_SINK, sink
-from ..scan import hull, join_sink, load_rows, normalise, samples, scan, tile_range
+from ..keys import head_of
+from ..rows import load_rows
+from ..scan import hull, join_sink, normalise, samples, scan, tile_range
 
 
 @triton.jit(do_not_specialize=["T", "S"])
@@ -32,9 +34,7 @@ def prefill(q, q_strides, k, k_strides, v, v_strides, out, out_strides, H, T, S,
     first = begin // BLOCK_N * BLOCK_N
     p_q = q + b64 * q_strides[0] + h64 * q_strides[1]
     b_q = load_rows(p_q, q_strides[2], q_strides[3], tl.minimum(row, T - 1), 0, T, D, BLOCK_D, False)    # [M, D]
-    p_k = k + b64 * k_strides[0] + h64 // GROUP * k_strides[1]
-    p_v = v + b64 * v_strides[0] + h64 // GROUP * v_strides[1]
-    keys = (p_k, (k_strides[2], k_strides[3]), p_v, (v_strides[2], v_strides[3]))
+    keys = head_of(k, k_strides, v, v_strides, b64, h // GROUP)
     acc, m, l = scan(b_q, first, end, (begin, end), lo, hi, S, (b, h, i), (b, h, samples(i, BLOCK_M)), keys, env, D, DV,
                      BLOCK_N, BLOCK_DV, STAGES, UPCAST)
     if HAS_SINK:

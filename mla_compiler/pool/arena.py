@@ -1,10 +1,67 @@
-"""The memory itself: k [layers, pages, page, kv_heads, k_dim] and v likewise, on one device."""
+"""The memory itself: for each layer k [P, kv_heads, page, k_dim], v likewise, and the scales of both; on one device.
+
+The tokens of one head of one page lie together: what a kernel loads at a time is one piece of memory.
+"""
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from . import formats
 from .geometry import Geometry
+from .ops import POOL
+
+
+@dataclass(eq=False)
+class Store:
+    """One layer. The tensors have a fixed address, which a CUDA graph may write to, until the arena grows."""
+
+    k: Tensor
+    v: Tensor
+    k_scales: Tensor | None
+    v_scales: Tensor | None
+    format: str
+    dtype: torch.dtype
+    groups: tuple[int, int]
+
+    def tensors(self) -> list[Tensor]:
+        return [x for x in (self.k, self.v, self.k_scales, self.v_scales) if x is not None]
+
+    def append(self, table: Tensor, lengths: Tensor, k: Tensor, v: Tensor) -> None:
+        """k [B, H, T, k_dim] and v [B, H, T, v_dim] as tokens lengths[b] ... of each row. Nothing flows back through them."""
+        for x, store, scales, group in ((k, self.k, self.k_scales, self.groups[0]), (v, self.v, self.v_scales, self.groups[1])):
+            if scales is None:
+                POOL.pool_append(store, table, lengths, x)
+            else:
+                values, scale = POOL.pool_quantize(x.detach(), self.format, group)
+                POOL.pool_append(store, table, lengths, values)
+                POOL.pool_append(scales, table, lengths, scale)
+
+    def view(self, table: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """k and v [B, H, N * page, D] of every token, in order: `pool_view`."""
+        return (
+            POOL.pool_view(self.k, self.k_scales, table, lengths, self.format, self.dtype),
+            POOL.pool_view(self.v, self.v_scales, table, lengths, self.format, self.dtype),
+        )
+
+    def read(self, table: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Copies of tokens [start, stop): k [B, H, stop - start, k_dim] and v."""
+        page = self.k.shape[2]
+        first, last = start // page, -(-stop // page)
+        within = table[:, first:last].long()
+        return (
+            self._read(self.k, self.k_scales, within, start - first * page, stop - first * page),
+            self._read(self.v, self.v_scales, within, start - first * page, stop - first * page),
+        )
+
+    def _read(self, store: Tensor, scales: Tensor | None, pages: Tensor, start: int, stop: int) -> Tensor:
+        x = store[pages]                                                                     # [B, N, H, page, D]
+        if scales is not None:
+            x = formats.dequantize(x, scales[pages], self.format, self.dtype)
+        return x.transpose(1, 2).flatten(2, 3)[:, :, start:stop]
 
 
 class Arena:
@@ -12,42 +69,45 @@ class Arena:
 
     def __init__(self, geometry: Geometry, count: int) -> None:
         self.geometry = geometry
-        self.k, self.v = self._empty(count)
+        self.stores = [self._store(count) for _ in range(geometry.layers)]
 
     @torch.inference_mode(False)  # a pool first used under inference_mode serves others too
-    def _empty(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _store(self, count: int) -> Store:
         g = self.geometry
-        return (
-            torch.empty(g.layers, count, g.page, g.kv_heads, g.k_dim, dtype=g.dtype, device=g.device),
-            torch.empty(g.layers, count, g.page, g.kv_heads, g.v_dim, dtype=g.dtype, device=g.device),
+        groups = g.stored.group(g.k_dim, keys=True), g.stored.group(g.v_dim, keys=False)
+        (k, k_scales), (v, v_scales) = (
+            self._plane(count, dim, group) for dim, group in zip((g.k_dim, g.v_dim), groups, strict=True)
         )
+        return Store(k, v, k_scales, v_scales, g.format, g.dtype, groups)
+
+    def _plane(self, count: int, dim: int, group: int) -> tuple[Tensor, Tensor | None]:
+        g = self.geometry
+        lead = count, g.kv_heads, g.page
+        plane = torch.empty(*lead, dim // g.stored.packed, dtype=g.stored.storage or g.dtype, device=g.device)
+        scales = torch.empty(*lead, dim // group, dtype=formats.scale_dtype(dim // group), device=g.device) if group else None
+        for x in (plane, scales):
+            if x is not None:
+                torch._dynamo.mark_static_address(x, guard=False)
+        return plane, scales
 
     @property
     def nbytes(self) -> int:
-        return self.k.nbytes + self.v.nbytes
+        return sum(x.nbytes for store in self.stores for x in store.tensors())
 
     def grow(self, count: int) -> None:
-        """Room for `count` pages, the present ones copied over. Both arenas stand for as long as the copy takes."""
-        k, v = self._empty(count)
-        k[:, : self.k.shape[1]].copy_(self.k)
-        v[:, : self.v.shape[1]].copy_(self.v)
-        self.k, self.v = k, v
+        """Room for `count` pages, the present ones copied over, a layer at a time."""
+        for store in self.stores:
+            larger = self._store(count)
+            for new, old in zip(larger.tensors(), store.tensors(), strict=True):
+                new[: len(old)].copy_(old)
+            store.k, store.v, store.k_scales, store.v_scales = larger.k, larger.v, larger.k_scales, larger.v_scales
 
     def copy(self, sources: list[int], targets: list[int]) -> None:
         """Whole pages, in every layer."""
-        for store in (self.k, self.v):
-            for source, target in zip(sources, targets, strict=True):
-                store[:, target].copy_(store[:, source])
-
-    def write(self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        """k [B, H, T, k_dim] and v [B, H, T, v_dim] into slots [B, T] of a layer. Nothing flows back through them."""
-        self.k[layer].flatten(0, 1)[slots] = k.detach().transpose(1, 2)
-        self.v[layer].flatten(0, 1)[slots] = v.detach().transpose(1, 2)
-
-    def read(self, layer: int, pages: torch.Tensor, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Copies of tokens [start, stop), counted from the first of pages [B, N]: [B, H, stop - start, k_dim] and v_dim."""
-        g = self.geometry
-        within = pages[:, start // g.page : g.pages_for(stop)]
-        first = start // g.page * g.page
-        k, v = (store[layer][within].flatten(1, 2)[:, start - first : stop - first] for store in (self.k, self.v))
-        return k.transpose(1, 2), v.transpose(1, 2)
+        if not sources:
+            return
+        on_gpu = self.geometry.device.type == "cuda"
+        pairs = torch.tensor([sources, targets], pin_memory=on_gpu).to(self.geometry.device, non_blocking=True)
+        for store in self.stores:
+            for x in store.tensors():
+                POOL.pool_copy(x, pairs[0], pairs[1])

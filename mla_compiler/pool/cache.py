@@ -13,14 +13,15 @@ import weakref
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..errors import PoolError
+from .batch import Batch
 from .groups import Group
 from .layers import PooledLayer
 from .pool import KVPool
-from .sequences import Sequence
 
 
 def windows(config: Any) -> list[int | None]:
@@ -38,35 +39,36 @@ class PooledCache(Cache):
 
     Layers that see equally far share block tables, as many at a time as a page spans. The pages go back with `release()`, or
     when nothing refers to the cache any more. A copy (`copy.deepcopy`) is a fork: it goes on from the same pages.
+    `longest`: tokens of the longest sequence. With it `generate` compiles its steps as for a static cache (`compile_config`);
+    `torch.compile` of the model needs it only beyond the model's own positions.
     """
 
-    def __init__(self, config: Any, pool: KVPool | None = None, **size: Any) -> None:
+    def __init__(self, config: Any, pool: KVPool | None = None, longest: int | None = None, **size: Any) -> None:
         if (pool is None) == (not size):
             mend = "pool=KVPool(...), or one of tokens=, nbytes=, fraction="
             raise PoolError("a cache is given a pool, or the size of a new one", mend)
-        self._build(windows(config), pool, size)
+        if longest is not None and longest < 1:
+            raise PoolError(f"longest is at least 1 token; found {longest}")
+        text = config.get_text_config(decoder=True)
+        self._build(windows(config), pool, longest, getattr(text, "max_position_embeddings", None), size)
 
-    def _build(self, seen: list[int | None], pool: KVPool | None, size: dict[str, Any]) -> None:
-        super().__init__(layers=[PooledLayer(self, window) for window in seen])
+    def _build(
+        self, seen: list[int | None], pool: KVPool | None, longest: int | None, positions: int | None, size: dict[str, Any]
+    ) -> None:
+        self.longest = longest
+        super().__init__(layers=[PooledLayer(self, number, window) for number, window in enumerate(seen)])
         self.windows = seen
         self.pool = pool
-        self.length = 0
+        self.batch: Batch | None = None
         self.record_past = False
-        self.groups: list[Group] = []
+        self._positions = positions
         self._size = size
 
-    def begin(self, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Room in every layer for the tokens of k [B, H, T, D]. Raises PoolExhausted, and then nothing has changed."""
-        pool, (batch, _, tokens, _) = self.open(k, v), k.shape
-        pool.geometry.check(k, v, batch, tokens)
-        if len(self.groups[0].sequences) != batch:
-            raise PoolError(f"the cache holds {len(self.groups[0].sequences)} sequences; found a batch of {batch}")
-        pool.extend([sequence for group in self.groups for sequence in group.sequences], tokens)
-        self.length += tokens
-        for group in self.groups:
-            group.step(tokens)
+    @property
+    def groups(self) -> list[Group]:
+        return [] if self.batch is None else self.batch.groups
 
-    def open(self, k: torch.Tensor, v: torch.Tensor) -> KVPool:
+    def open(self, k: Tensor, v: Tensor) -> KVPool:
         """The pool, with an empty sequence for each row of k [B, H, T, D] and each group, unless they are there."""
         if self.pool is None:
             layers = math.gcd(*(self.windows.count(window) for window in set(self.windows)))
@@ -74,10 +76,35 @@ class PooledCache(Cache):
             if "tokens" in size:  # those of the batch, which has pages of its own in each group
                 size = {**size, "tokens": size["tokens"] * (len(self.windows) // layers)}
             self.pool = KVPool(layers, k.shape[1], k.shape[3], v.shape[3], dtype=k.dtype, device=k.device, **size)
-        if not self.groups:
-            self.pool.geometry.check(k, v, *k.shape[::2][:2])
-            self._join(self.pool, [[self.pool.allocate() for _ in k] for _ in self._spans(self.pool)])
+        if self.batch is None:
+            pool = self.pool
+            pool.geometry.check(k, v, *k.shape[::2][:2])
+            groups = [
+                Group(pool, number, self.windows[layers[0]], layers, [pool.allocate() for _ in k])
+                for number, layers in enumerate(self._spans(pool))
+            ]
+            self._join(Batch(pool, groups, self._columns(pool), self.longest))
         return self.pool
+
+    def early_initialization(
+        self, batch_size: int, num_heads: int | list[int], head_dim: int | list[int], dtype: torch.dtype, device: Any
+    ) -> None:
+        """As `open`, before any keys are there: a prompt that runs in compiled code needs it."""
+        g = None if self.pool is None else self.pool.geometry
+        heads, k_dim = (x if isinstance(x, int) else x[0] for x in (num_heads, head_dim))
+        heads, k_dim, v_dim = (heads, k_dim, k_dim) if g is None else (g.kv_heads, g.k_dim, g.v_dim)
+        k, v = (torch.empty(batch_size, heads, 0, dim, dtype=dtype, device=device) for dim in (k_dim, v_dim))
+        self.open(k, v)
+
+    def _columns(self, pool: KVPool) -> int:
+        """Pages that a row of the tables tells of."""
+        if self.longest is not None:
+            return pool.geometry.pages_for(self.longest)
+        most = pool.most_pages
+        if self._positions is None:
+            return most or pool.ledger.pages.count
+        positions = pool.geometry.pages_for(self._positions)
+        return positions if most is None else min(positions, most)
 
     def _spans(self, pool: KVPool) -> list[list[int]]:
         """The numbers of the layers in each group: of one window, and as many as a page spans."""
@@ -87,21 +114,20 @@ class PooledCache(Cache):
             spans += [numbers[first : first + span] for first in range(0, len(numbers), span)]
         return spans
 
-    def _join(self, pool: KVPool, rows: list[list[Sequence]], written: int = 0) -> None:
-        for numbers, sequences in zip(self._spans(pool), rows, strict=True):
-            group = Group(pool, self.windows[numbers[0]], len(numbers), sequences)
-            weakref.finalize(self, pool.abandon, group.sequences).atexit = False
-            self.groups.append(group)
-            for within, number in enumerate(numbers):
-                self.layers[number].join(group, within, written)
+    def _join(self, batch: Batch) -> None:
+        self.batch, batch.keep = batch, self.record_past
+        for group in batch.groups:
+            weakref.finalize(self, batch.pool.abandon, group.sequences).atexit = False
+            for number in group.layers:
+                self.layers[number].join(batch, group, number == len(self.layers) - 1)
 
     def fork(self) -> PooledCache:
         """A second cache of the same tokens; a page is copied when one of the two writes in it."""
         other = PooledCache.__new__(PooledCache)
-        other._build(self.windows, self.pool, self._size)
-        other.length, other.record_past = self.length, self.record_past
-        if self.pool is not None and self.groups:
-            other._join(self.pool, [group.fork() for group in self.groups], self.length)
+        other._build(self.windows, self.pool, self.longest, self._positions, self._size)
+        other.record_past = self.record_past
+        if self.batch is not None:
+            other._join(self.batch.fork())
         return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PooledCache:
@@ -112,40 +138,37 @@ class PooledCache(Cache):
         tokens_to_remove = int(tokens_to_remove)  # some transformers count in a tensor
         if tokens_to_remove > 0:
             raise PoolError("crop takes minus the number of tokens to remove", f"crop(-{tokens_to_remove})")
-        if not self.groups:
-            return
-        for group in self.groups:
-            group.check_crop(-tokens_to_remove)
-        self.length += tokens_to_remove
-        for group in self.groups:
-            group.crop(self.length)
-        for layer in self.layers:
-            layer.written = self.length
+        if self.batch is not None:
+            self.batch.crop(-tokens_to_remove)
+            for layer in self.layers:
+                layer.empty = self.batch.length == 0
 
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+    def reorder_cache(self, beam_idx: Tensor) -> None:
         """Row i becomes row beam_idx[i]. The host reads beam_idx, so it waits for the beams to be chosen."""
         self.batch_select_indices(beam_idx)
 
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        for group in self.groups:
-            group.select(torch.arange(len(group.sequences))[indices.cpu()].tolist())
+    def batch_select_indices(self, indices: Tensor) -> None:
+        if self.batch is not None:
+            self.batch.select(torch.arange(self.batch.slate.batch)[indices.cpu()].tolist())
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        for group in self.groups:
-            group.select([row for row in range(len(group.sequences)) for _ in range(repeats)])
+        if self.batch is not None:
+            self.batch.select([row for row in range(self.batch.slate.batch) for _ in range(repeats)])
 
     def activate_past_recording(self) -> None:
         """Tokens behind a window stay until the next `crop`, which may go back to them."""
         self.record_past = True
+        if self.batch is not None:
+            self.batch.keep = True
 
     def is_recording_past(self, layer_idx: int) -> bool:
         return self.record_past
 
     def release(self) -> None:
         """All pages go back to the pool; the cache is as new."""
-        for group in self.groups:
-            group.select([])
-        self.groups, self.length = [], 0
+        if self.batch is not None:
+            self.batch.release()
+        self.batch = None
         for layer in self.layers:
             layer.leave()
 

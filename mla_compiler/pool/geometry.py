@@ -8,11 +8,15 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import PoolError
+from .formats import FORMATS, Format
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """A page: `page` tokens of `layers` layers, each k [page, kv_heads, k_dim] and v [page, kv_heads, v_dim]."""
+    """A page: `page` tokens of `layers` layers, each k [kv_heads, page, k_dim] and v [kv_heads, page, v_dim], in `format`.
+
+    `dtype` is that of the keys and values that go in and come out.
+    """
 
     layers: int
     kv_heads: int
@@ -21,16 +25,26 @@ class Geometry:
     dtype: torch.dtype
     device: torch.device
     page: int = 64
+    format: str = "plain"
 
     def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise PoolError(f"a pool's format is one of {', '.join(FORMATS)}; found {self.format!r}")
         for name in ("layers", "kv_heads", "k_dim", "v_dim", "page"):
             if getattr(self, name) < 1:
                 raise PoolError(f"a pool's {name} is at least 1; found {getattr(self, name)}")
+        if self.k_dim % self.stored.packed or self.v_dim % self.stored.packed:
+            raise PoolError(f"{self.format} holds {self.stored.packed} channels a byte; found {self.k_dim} and {self.v_dim}")
+
+    @property
+    def stored(self) -> Format:
+        return FORMATS[self.format]
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of one token in all layers of a page."""
-        return self.layers * self.kv_heads * (self.k_dim + self.v_dim) * self.dtype.itemsize
+        """Bytes of one token in all layers of a page, scales among them."""
+        k, v = (self.stored.row_bytes(dim, self.dtype, keys) for dim, keys in ((self.k_dim, True), (self.v_dim, False)))
+        return self.layers * self.kv_heads * (k + v)
 
     @property
     def page_bytes(self) -> int:

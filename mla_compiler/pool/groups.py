@@ -2,56 +2,57 @@
 
 from __future__ import annotations
 
-import torch
-
 from ..errors import PoolError
 from .pool import KVPool
-from .sequences import Sequence, Tables
+from .sequences import Sequence
+from .slate import Cell
 
 
 class Group:
-    """`layers` layers of one `window` (tokens a query sees, itself included; None: all), and a sequence for each row."""
+    """The `layers`, by number, of one `window` (tokens a query sees, itself included; None: all), and a sequence for each row.
 
-    def __init__(self, pool: KVPool, window: int | None, layers: int, sequences: list[Sequence]) -> None:
+    `number` is its own place in the tables of the batch. What changes its pages says which cells of the tables change.
+    """
+
+    def __init__(
+        self, pool: KVPool, number: int, window: int | None, layers: list[int], sequences: list[Sequence]
+    ) -> None:
         self.pool = pool
+        self.number = number
         self.window = window
         self.layers = layers
         self.sequences = sequences
-        self.table: Tables | None = None
-        self.slots = torch.empty(0)
-        self.unwritten = 0
 
-    def step(self, tokens: int) -> None:
-        """The pool has made room for `tokens` more in each row; every layer is to write them."""
-        self.table = self.pool.tables(self.sequences)
-        self.slots = self.table.slots(tokens)
-        self.unwritten = self.layers
+    def marks(self) -> list[tuple[int, int]]:
+        """Of each row: pages it has, and the last of them."""
+        return [(len(sequence.pages), sequence.pages[-1] if sequence.pages else -1) for sequence in self.sequences]
 
-    def update(self, within: int, k: torch.Tensor, v: torch.Tensor, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """The new k [B, H, T, D] and v of layer `within` go in; out come those that the new queries may see, [B, H, S, D].
+    def changed(self, marks: list[tuple[int, int]]) -> list[Cell]:
+        """The pages that rows have gained since `marks`, and tails that were copied."""
+        cells = []
+        for row, (sequence, (count, tail)) in enumerate(zip(self.sequences, marks, strict=True)):
+            first = count - 1 if count and sequence.pages[count - 1] != tail else count
+            cells += self._cells(row, sequence, first, sequence.pages[first:])
+        return cells
 
-        When the last layer has written, what lies behind the window goes, unless `keep`.
-        """
-        if self.table is None or not self.unwritten:
-            raise PoolError("a layer writes once after each step of the cache")
-        self.pool.write(within, self.slots, k, v)
-        length, page = self.sequences[0].length, self.table.page
-        origin = self.sequences[0].start // page * page
-        read = self.pool.read(within, self.table, self.first_seen(length - k.shape[2]) - origin, length - origin)
-        self.unwritten -= 1
-        if not self.unwritten:
-            self.table = None
-            if not keep:
-                self.forget()
-        return read
+    def forget(self) -> list[Cell]:
+        """Pages that no later query sees go."""
+        cells = []
+        for row, sequence in enumerate(self.sequences if self.window is not None else ()):
+            before = sequence.start // self.pool.geometry.page
+            self.pool.forget(sequence, self.first_seen(sequence.length))
+            gone = sequence.start // self.pool.geometry.page - before
+            cells += self._cells(row, sequence, -gone, [-1] * gone)
+        return cells
+
+    def _cells(self, row: int, sequence: Sequence, first: int, pages: list[int]) -> list[Cell]:
+        """Pages from the `first` of a sequence on."""
+        column = sequence.start // self.pool.geometry.page + first
+        return [(self.number, row, column + n, page) for n, page in enumerate(pages)]
 
     def first_seen(self, length: int) -> int:
         """The first token that a query at position `length` sees."""
         return 0 if self.window is None else max(length - self.window + 1, 0)
-
-    def forget(self) -> None:
-        for sequence in self.sequences if self.window is not None else ():
-            self.pool.forget(sequence, self.first_seen(sequence.length))
 
     def check_crop(self, tokens: int) -> None:
         """Raises PoolError where the last `tokens` tokens cannot go."""

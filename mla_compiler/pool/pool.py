@@ -26,18 +26,20 @@ from .stats import PoolStats, measure
 class KVPool:
     """One arena of pages of `page` tokens, sized by one of `nbytes`, `tokens`, `fraction` (of the memory free now).
 
-    A page spans `layers` layers; keys and values may differ in their head dims. `preallocate=False` takes the memory as it
-    is needed, up to the size; `grow=True` lets the pool double beyond it. Any thread may call; no call waits for the device.
+    A page spans `layers` layers; keys and values may differ in their head dims. `format` is how they lie in memory
+    (`formats`): "plain", "fp8", "int8", "int4". `preallocate=False` takes the memory as it is needed, up to the size;
+    `grow=True` lets the pool double beyond it. Any thread may call; no call waits for the device.
     A sequence that several streams use is ordered between them by the caller, but for its release, which is safe from any.
     """
 
     def __init__(
         self, layers: int, kv_heads: int, k_dim: int, v_dim: int | None = None, *, dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu", page: int = 64, nbytes: int | None = None, tokens: int | None = None,
-        fraction: float | None = None, preallocate: bool = True, grow: bool = False,
+        fraction: float | None = None, preallocate: bool = True, grow: bool = False, format: str = "plain",
         fence: Callable[[], Fence | None] | None = None,
     ) -> None:
-        self.geometry = Geometry(layers, kv_heads, k_dim, k_dim if v_dim is None else v_dim, dtype, exactly(device), page)
+        v_dim = k_dim if v_dim is None else v_dim
+        self.geometry = Geometry(layers, kv_heads, k_dim, v_dim, dtype, exactly(device), page, format)
         size = pages_bought(self.geometry, nbytes, tokens, fraction)
         self._limit = None if grow else size
         self._lock = threading.RLock()
@@ -45,19 +47,26 @@ class KVPool:
         self.ledger = Ledger(self.geometry, size if preallocate else 0, fence or fence_maker(self.geometry.device))
         self.arena = Arena(self.geometry, self.ledger.pages.count)
 
+    @property
+    def most_pages(self) -> int | None:
+        """Pages that the arena may ever have; None: it grows."""
+        return self._limit
+
     def allocate(self) -> Sequence:
         """An empty sequence; it holds no page until something is appended."""
         with self._lock:
             return self.ledger.enter(Sequence())
 
-    def extend(self, sequences: List[Sequence], tokens: int) -> None:
+    def extend(self, sequences: List[Sequence], tokens: int, may_grow: bool = True) -> None:
         """Room for `tokens` more in each; a last page that others hold is copied first. The new tokens are to be written.
 
-        Raises PoolExhausted, and then nothing has changed.
+        `may_grow=False` keeps the arena where it is, for code that has its address. Raises PoolExhausted, and then nothing
+        has changed.
         """
         with self._lock, record_function("flashmla::pool.extend"):
             self._sweep()
-            self._grow_for(self.ledger.need(sequences, tokens))
+            if may_grow:
+                self._grow_for(self.ledger.need(sequences, tokens))
             self.ledger.extend(sequences, tokens, self.arena.copy)
 
     def append(self, sequence: Sequence, k: torch.Tensor, v: torch.Tensor) -> None:
@@ -66,27 +75,32 @@ class KVPool:
         self.geometry.check(k, v, self.geometry.layers, tokens)
         with self._lock, record_function("flashmla::pool.append"):
             self.extend([sequence], tokens)
-            slots = tables(self.geometry, [sequence]).slots(tokens)
-            for layer in range(self.geometry.layers):
-                self.arena.write(layer, slots, k[layer][None], v[layer][None])
+            table = tables(self.geometry, [sequence])
+            for layer, store in enumerate(self.arena.stores):
+                store.append(table.pages, table.before(tokens), k[layer][None], v[layer][None])
 
-    def write(self, layer: int, slots: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        """k [B, H, T, k_dim] and v [B, H, T, v_dim] into slots [B, T] (`Tables.slots`) that `extend` made room for."""
-        self.geometry.check(k, v, *slots.shape)
+    def write(self, layer: int, table: torch.Tensor, lengths: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        """k [B, H, T, k_dim] and v [B, H, T, v_dim] behind the first lengths[b] tokens of each row of a table [B, N]."""
+        self.geometry.check(k, v, len(lengths), k.shape[2])
         with self._lock, record_function("flashmla::pool.write"):
-            self.arena.write(layer, slots, k, v)
+            self.arena.stores[layer].append(table, lengths, k, v)
 
-    def read(self, layer: int, table: Tables, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Copies of k [B, H, stop - start, k_dim] and v: tokens counted from the origin, which every row must have."""
+    def read(self, layer: int, table: torch.Tensor, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copies of k [B, H, stop - start, k_dim] and v, tokens counted from the first page of a table [B, N]."""
         with self._lock, record_function("flashmla::pool.read"):
-            return self.arena.read(layer, table.pages, start, stop)
+            return self.arena.stores[layer].read(table, start, stop)
+
+    def view(self, layer: int, table: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Copies of k [B, H, N * page, k_dim] and v of all that a table [B, N] tells of; zero from lengths[b] on."""
+        with self._lock, record_function("flashmla::pool.view"):
+            return self.arena.stores[layer].view(table, lengths)
 
     def gather(self, sequence: Sequence) -> tuple[torch.Tensor, torch.Tensor]:
         """Copies of all that the sequence remembers: k [layers, H, length - start, k_dim] and v."""
         with self._lock:
             table, origin = self.tables([sequence]), sequence.start // self.geometry.page * self.geometry.page
             bounds = sequence.start - origin, sequence.length - origin
-            read = [self.arena.read(layer, table.pages, *bounds) for layer in range(self.geometry.layers)]
+            read = [store.read(table.pages, *bounds) for store in self.arena.stores]
         return torch.cat([k for k, _ in read]), torch.cat([v for _, v in read])
 
     def tables(self, sequences: List[Sequence]) -> Tables:

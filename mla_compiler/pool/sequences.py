@@ -38,11 +38,9 @@ class Tables:
     origins: torch.Tensor
     page: int
 
-    def slots(self, tokens: int) -> torch.Tensor:
-        """Where the last `tokens` tokens of each row lie, as page * page size + offset: [B, tokens] int64."""
-        back = torch.arange(tokens, device=self.lengths.device) - tokens
-        t = self.lengths.long()[:, None] + back - self.origins[:, None]
-        return self.pages.long().gather(1, t // self.page) * self.page + t % self.page
+    def before(self, tokens: int) -> torch.Tensor:
+        """Tokens of each row before its last `tokens`, counted from its origin: [B] int32."""
+        return self.lengths - self.origins - tokens
 
 
 def tables(geometry: Geometry, sequences: List[Sequence]) -> Tables:

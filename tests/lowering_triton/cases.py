@@ -15,8 +15,10 @@ from mla_compiler.ir import AttentionSpec
 from mla_compiler.lowering import gpu, reference
 from mla_compiler.lowering.bounds import bounds
 from mla_compiler.lowering.choice import Choice
+from mla_compiler.lowering.held import Held
 from mla_compiler.lowering.machine import machine_of
-from mla_compiler.lowering.select import choose
+from mla_compiler.lowering.select import choose, choose_paged
+from tests.ops.pages import encoded, store
 
 PREFILL = Choice("prefill", 32, 16, 4, 1)
 DECODE = Choice("decode", 16, 16, 4, 1)
@@ -24,7 +26,10 @@ DECODE = Choice("decode", 16, 16, 4, 1)
 
 @dataclass(frozen=True)
 class Case:
-    """`tables` names functions of this module, in the order of the spec; `layout` how q, k and v lie in memory."""
+    """`tables` names functions of this module, in the order of the spec; `layout` how q, k and v lie in memory.
+
+    `page` > 0: keys and values lie in shuffled pages of so many tokens, which `keys` is a multiple of, in `format`.
+    """
 
     spec: str
     tables: tuple[str, ...] = ()
@@ -39,6 +44,8 @@ class Case:
     dtype: torch.dtype = torch.float16
     layout: str = "contiguous"
     choice: Choice | None = PREFILL
+    page: int = 0
+    format: str = "plain"
 
     def but(self, **changes) -> Case:
         return replace(self, **changes)
@@ -50,6 +57,7 @@ class Operands:
     k: Tensor
     v: Tensor
     tables: list[Tensor]
+    held: tuple[Held, Held] | None = None
 
 
 def operands(case: Case, device: str = "cpu") -> Operands:
@@ -58,10 +66,28 @@ def operands(case: Case, device: str = "cpu") -> Operands:
     kv = (case.batch, case.heads // group, case.keys)
     shapes = [(case.batch, case.heads, case.queries, case.head_dim), (*kv, case.head_dim), (*kv, case.value_dim)]
     q, k, v = (LAYOUTS[case.layout](torch.randn(shape)).to(case.dtype) for shape in shapes)
+    held = None
+    if case.page:
+        pages = torch.randperm(3 + case.batch * case.keys // case.page)[3:].view(case.batch, -1).int()
+        pages[0] -= 3 + pages.numel()  # a negative page counts from the last
+        (k, held_k), (v, held_v) = (in_pages(x, pages, case, keys, device) for x, keys in ((k, True), (v, False)))
+        held = held_k, held_v
     tables = [globals()[name](case) for name in case.tables]
     if device != "cpu":
         q, k, v, *tables = (_moved(x, device) for x in (q, k, v, *tables))
-    return Operands(q, k, v, tables)
+    return Operands(q, k, v, tables, held)
+
+
+def in_pages(x: Tensor, pages: Tensor, case: Case, keys: bool, device: str) -> tuple[Tensor, Held]:
+    """What x [B, H, S, D] is in the case's format, and where it lies; nobody has three of the pages, which are poisoned."""
+    values, scales, numbers = encoded(x, case.format, keys)
+    count = 3 + pages.numel()
+    stores = [None if y is None else store(y, pages.long() % count, case.page, count) for y in (values, scales)]
+    poisoned = stores[0] if scales is None else stores[1]
+    unused = [page for page in range(count) if page not in pages % count]
+    poisoned[unused] = torch.nan
+    moved = [None if y is None else y.to(device) for y in stores]
+    return numbers, Held(*moved, pages.to(device), case.format)
 
 
 def _moved(x: Tensor, device: str) -> Tensor:
@@ -74,12 +100,13 @@ def run(case: Case, device: str = "cpu", given: Operands | None = None) -> Tenso
     """The kernel's output, in the case's dtype. The interpreter's rounding to bfloat16 is wrong: there torch rounds."""
     given = given or operands(case, device)
     spec = AttentionSpec.parse(case.spec)
-    choice = case.choice or choose(spec, case.batch, case.heads, case.queries, case.keys, case.head_dim, case.value_dim,
-                                   case.dtype, machine_of(given.q.device))
+    shape = case.batch, case.heads, case.queries, case.keys, case.head_dim, case.value_dim
+    choice = case.choice or (choose_paged if case.page else choose)(spec, *shape, case.dtype, machine_of(given.q.device))
     exact = torch.float32 if case.dtype == torch.bfloat16 and device == "cpu" else case.dtype
     shape = (case.batch, case.queries, case.heads, case.value_dim)
     out = torch.full(shape, torch.nan, dtype=exact, device=device).transpose(1, 2)
-    gpu.launch(spec, choice, given.q, given.k, given.v,
+    k, v = given.held or (given.k, given.v)
+    gpu.launch(spec, choice, given.q, k, v,
                gpu.operands(spec, given.tables, list(case.sizes), list(case.scalars)), out)
     return out.to(case.dtype)
 

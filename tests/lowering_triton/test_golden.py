@@ -6,6 +6,7 @@ import pytest
 
 from mla_compiler.ir import AttentionSpec
 from mla_compiler.lowering import codegen
+from mla_compiler.lowering.held import Layout
 
 from .attentions import CASES
 
@@ -16,6 +17,11 @@ from .attentions import CASES
 ])
 def test_source(golden, name, family):
     golden(f"kernels/{family} {name.replace(',', '')}.txt", codegen.source(AttentionSpec.parse(CASES[name].spec), family))
+
+
+def test_source_of_pages(golden):
+    spec = AttentionSpec.parse(CASES["live length"].spec)
+    golden("kernels/decode live length in int4 pages.txt", codegen.source(spec, "decode", Layout("int4", 64, 32)))
 
 
 @pytest.mark.parametrize("name", CASES)

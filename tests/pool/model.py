@@ -68,9 +68,10 @@ class Checked:
         except PoolExhausted as error:
             assert error.need > error.supply and self.picture() == before
             return
-        slots = self.pool.tables(sequences).slots(tokens)
+        table = self.pool.tables(sequences)
         for layer in range(LAYERS):
-            self.pool.write(layer, slots, *(torch.stack([one[i][layer] for one in new]) for i in range(2)))
+            k, v = (torch.stack([one[i][layer] for one in new]) for i in range(2))
+            self.pool.write(layer, table.pages, table.before(tokens), k, v)
         for sequence, (k, v) in zip(sequences, new, strict=True):
             old = self.truth[sequence]
             self.truth[sequence] = torch.cat([old[0], k], 2), torch.cat([old[1], v], 2)
@@ -107,7 +108,8 @@ class Checked:
     def poison(self):
         pages = self.pool.ledger.pages
         for page in [*pages.free, *(page for _, page in pages.pending)]:
-            self.pool.arena.k[:, page] = self.pool.arena.v[:, page] = torch.nan
+            for store in self.pool.arena.stores:
+                store.k[page] = store.v[page] = torch.nan
 
     def check_pages(self):
         """No page lost, none in two places, and as many holders as are counted."""

@@ -1,0 +1,65 @@
+"""q [B, H, T, D], k [P, H/group, PAGE, D], v [P, H/group, PAGE, Dv], their scales, pages [B, N]: or an error
+
+The one place where the operands of `flashmla::attend_paged` are checked, for every device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import OperandError
+from ..pool.formats import FORMATS, scale_dtype
+from .checks import DTYPES, check_spec_operands, group_of
+
+_INTEGERS = (torch.int32, torch.int64)
+
+
+def check_paged_operands(
+    q: Tensor, k: Tensor, v: Tensor, k_scales: Tensor | None, v_scales: Tensor | None, pages: Tensor, format: str,
+    tables: Sequence[Tensor], sizes: Sequence[int], scalars: Sequence[float], text: str,
+    dtypes: Sequence[torch.dtype] = DTYPES,
+) -> None:
+    """Raises OperandError that names the value and what it should have been."""
+    if format not in FORMATS:
+        raise OperandError(f"attend_paged: format is one of {', '.join(FORMATS)}; found {format!r}")
+    if q.dtype not in dtypes or any(x.dim() != 4 for x in (q, k, v)):
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        found = f"{q.dtype}, {q.dim()}, {k.dim()}, {v.dim()}"
+        raise OperandError(f"attend_paged: q is of {names}, and q, k and v have 4 dimensions; found {found}")
+    given = {"k": k, "v": v, "k_scales": k_scales, "v_scales": v_scales, "pages": pages}
+    for name, x in given.items():
+        if x is not None and x.device != q.device:
+            raise OperandError(f"attend_paged: {name} is on {q.device}; found {x.device}")
+    if pages.dim() != 2 or pages.shape[0] != q.shape[0] or pages.dtype not in _INTEGERS:
+        raise OperandError(f"attend_paged: pages is int32 or int64 [{q.shape[0]}, N]; found {pages.dtype} {list(pages.shape)}")
+    _check_pages(q, k, v, format, group_of(text))
+    for x, scales, name in ((k, k_scales, "k_scales"), (v, v_scales, "v_scales")):
+        _check_scales(name, scales, x, format)
+    check_spec_operands("attend_paged", tables, sizes, scalars, text)
+
+
+def _check_pages(q: Tensor, k: Tensor, v: Tensor, format: str, group: int) -> None:
+    kind, (_, heads, _, dim) = FORMATS[format], q.shape
+    stored = kind.storage or q.dtype
+    wanted = [k.shape[0], heads // group, k.shape[2]]
+    if heads % group or dim % kind.packed or list(k.shape) != [*wanted, dim // kind.packed] or list(v.shape[:3]) != wanted:
+        shape = f"k [P, {heads}/{group}, PAGE, {dim}/{kind.packed}] and v [P, {heads}/{group}, PAGE, .]"
+        raise OperandError(f"attend_paged: with q {list(q.shape)}, {shape}; found {list(k.shape)}, {list(v.shape)}")
+    if k.dtype != stored or v.dtype != stored:
+        raise OperandError(f"attend_paged: {format} pages are {stored}; found {k.dtype}, {v.dtype}")
+
+
+def _check_scales(name: str, scales: Tensor | None, x: Tensor, format: str) -> None:
+    kind = FORMATS[format]
+    if (scales is None) != (kind.storage is None):
+        raise OperandError(f"attend_paged: {format} pages have {'no' if kind.storage is None else 'their'} {name}")
+    if scales is None:
+        return
+    dim = x.shape[3] * kind.packed
+    kept = scale_dtype(scales.shape[-1])
+    if scales.dtype != kept or scales.shape[:-1] != x.shape[:-1] or dim % scales.shape[-1]:
+        wanted = f"{kept} [{', '.join(map(str, x.shape[:-1]))}, a part of {dim}]"
+        raise OperandError(f"attend_paged: {name} is {wanted}; found {scales.dtype} {list(scales.shape)}")

@@ -1,0 +1,72 @@
+"""PooledCache on a GPU: DynamicCache's tokens from compiled steps, in one CUDA graph for every length; no pages are copied."""
+
+import math
+import re
+
+import pytest
+import torch
+import transformers as hf
+from torch._dynamo.utils import counters
+from torch._inductor.utils import run_and_get_code
+from transformers import CompileConfig
+
+from mla_compiler import KVPool, PooledCache
+from tests.harness import watching
+
+from .test_cache import MODELS, WAYS, generated, prompt
+from .test_compiled import HEADS
+
+pytestmark = pytest.mark.gpu
+
+
+def on_gpu(name, padded=False):
+    model = MODELS[name]().cuda()
+    return model, {key: x.cuda() for key, x in prompt(model, padded=padded).items()}
+
+
+def pool_for(name, **options):
+    return KVPool(1, *HEADS[name], tokens=16384, page=64, device="cuda", **options)
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["", "padded"])
+@pytest.mark.parametrize("mode", [None, "reduce-overhead"])
+@pytest.mark.parametrize("name", ["llama", "gemma"])
+def test_generate_compiles_its_steps(name, mode, padded):
+    model, inputs = on_gpu(name, padded)
+    expected = generated(model, hf.DynamicCache(config=model.config), inputs, do_sample=False)
+    pool = pool_for(name)
+    with watching() as seen:
+        for _ in range(2):  # and another cache over the same pages
+            cache = PooledCache(model.config, pool=pool, longest=256)
+            config = CompileConfig(backend="flashmla", fullgraph=True, mode=mode)
+            assert torch.equal(generated(model, cache, inputs, compile_config=config, do_sample=False), expected)
+            assert counters["stats"]["unique_graphs"] == 1 and not counters["inductor"]["cudagraph_skips"]
+    assert {site.pages for site in seen.sites} == {"pages of 64"}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_forward_compiled_by_its_user(way):
+    model, inputs = on_gpu("gemma")
+    expected = generated(model, hf.DynamicCache(config=model.config), inputs, **WAYS[way])
+    rows = 2 * max(WAYS[way].get("num_beams", 1), WAYS[way].get("num_return_sequences", 1))
+    model.forward = torch.compile(model.forward, backend="flashmla", fullgraph=True)
+    with watching():
+        cache = PooledCache(model.config, pool=pool_for("gemma"))
+        cache.early_initialization(rows, 1, 1, torch.float32, "cuda")
+        assert torch.equal(generated(model, cache, inputs, **WAYS[way]), expected)
+        assert counters["stats"]["unique_graphs"] == 2
+
+
+@pytest.mark.parametrize("format", ["plain", "int8", "int4", "fp8"])
+def test_generated_code_copies_no_pages(format):
+    model, inputs = on_gpu("llama")
+    pool = pool_for("llama", format=format)
+    with watching():
+        cache = PooledCache(model.config, pool=pool, longest=256)
+        model(**inputs, past_key_values=cache)
+        step = torch.compile(lambda ids: model(ids, past_key_values=cache).logits, backend="flashmla")
+        logits, code = run_and_get_code(step, inputs["input_ids"][:, :1])
+    shapes = re.findall(r"empty_strided_cuda\(\(([\d, ]+)\)", "\n".join(code))
+    smallest = min(x.numel() for store in pool.arena.stores for x in store.tensors())
+    assert shapes and all(math.prod(int(d) for d in shape.split(",") if d.strip()) < smallest for shape in shapes)
+    assert logits.isfinite().all()
