@@ -2,10 +2,10 @@
 
     python examples/pool_accuracy.py [TEXT...] [--model smollm2|gemma3] [--length 2048] [--windows 4] [--formats fp8,int8,int4]
 
-Of each TEXT (a file, plain or .gz; a folder: its .py, .rst, .md and .txt; none: the reference manual in Python's help()) windows
-of `length` tokens are read from a quarter of it on. The first token goes in alone and the others in steps: a step into a cache
-that is not empty reads what it has just written, so that every key and value of every query comes out of the pages, as when
-tokens are decoded one by one.
+Of each TEXT (a file, plain or .gz; a folder: its .py, .rst, .md and .txt; none: the reference manual in Python's help())
+windows of `length` tokens are read from a quarter of it on. The first token goes in alone and the others in steps: a step into
+a cache that is not empty reads what it has just written, so that every key and value of every query comes out of the pages, as
+when tokens are decoded one by one.
 """
 
 from __future__ import annotations
