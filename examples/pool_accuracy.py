@@ -1,6 +1,6 @@
 """What pages in fewer bits cost: perplexity of a trained model over a PooledCache of each format, and the bytes of a token.
 
-    python examples/pool_accuracy.py [TEXT...] [--model smollm2|gemma3] [--length 2048] [--windows 4] [--formats fp8,int8,int4]
+    python examples/pool_accuracy.py [TEXT...] [--model smollm2|gemma3] [--length 2048] [--windows 4] [--formats fp8,int8,...]
 
 Of each TEXT (a file, plain or .gz; a folder: its .py, .rst, .md and .txt; none: the reference manual in Python's help())
 windows of `length` tokens are read from a quarter of it on. The first token goes in alone and the others in steps: a step into
@@ -100,7 +100,7 @@ def main() -> int:
     parser.add_argument("--device", default=_models.default_device())
     parser.add_argument("--length", type=int, default=2048, help="tokens of a window")
     parser.add_argument("--windows", type=int, default=4, help="of each text")
-    parser.add_argument("--formats", type=lambda text: text.split(","), default=["fp8", "int8", "int4"])
+    parser.add_argument("--formats", type=lambda text: text.split(","), default=["fp8", "int8", "k8v4", "int4"])
     given = parser.parse_args()
     model, tokenizer = MODELS[given.model](given.device)
     contents = {path.name: read(path) for path in given.texts} or {"manual": reference_manual()}

@@ -7,7 +7,7 @@ arrives (with --rush all do at once), waits until its prompt fits, then grows by
 and `longest` are in tokens of bfloat16; what is longer is cut. When memory runs out the youngest request goes back to the queue
 and starts over.
 
-    pool      the KVPool itself, a page of `page` tokens at a time; int8, int4: the same memory, in smaller tokens
+    pool      the KVPool itself, a page of `page` tokens at a time; with --rush in smaller tokens too
     static    `longest` tokens for each request, as transformers' StaticCache has for each row
     dynamic   as transformers' DynamicCache: all rows as long as the longest, and one layer twice while it is copied
 """
@@ -210,7 +210,8 @@ def main() -> int:
     parser.add_argument("--rush", action="store_true", help="all requests arrive at once: how many fit")
     parser.add_argument("--bar", type=float, default=0.96, help="exit status 1 if the pool's live/reserved is below")
     given = parser.parse_args()
-    sizes = {"pool": given.memory} | {name: tokens_in(given.memory, name) for name in ("int8", "int4")}
+    formats = ("int8", "k8v4", "int4") if given.rush else ()
+    sizes = {"pool": given.memory} | {name: tokens_in(given.memory, name) for name in formats}
     policies: dict[str, Policy] = {
         "static": Static(given.memory, given.longest),
         "dynamic": Dynamic(given.memory, given.longest),

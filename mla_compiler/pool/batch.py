@@ -91,21 +91,21 @@ class Batch:
         self.slate.stale = False
 
     def wrote(self, group: Group, layer: int) -> None:
-        """When the last layer of a group has written, what lies behind its window goes, or all of it to the host."""
+        """When the last layer of a group has written, what is behind its window goes, or all does and the next group comes."""
         self.unwritten.discard(layer)
         if self.unwritten.intersection(group.layers):
             return
         if not self.keep:
             self.slate.enter(self.slate.tables, group.forget())
         if group.offloaded:
+            turns = self.offloaded
             self.pool.evict(group.sequences)
+            self.pool.prefetch(turns[(turns.index(group) + 1) % len(turns)].sequences)
 
     def take_turn(self, group: Group) -> None:
-        """An offloaded group, about to write the first of its layers, is in the arena, and the next one on its way."""
+        """An offloaded group, about to write the first of its layers, is in the arena, with room for what they write."""
         self.pool.extend(group.sequences, self.step_tokens)
         self.slate.enter(self.slate.tables, group.cells())
-        turns = self.offloaded
-        self.pool.prefetch(turns[(turns.index(group) + 1) % len(turns)].sequences)
 
     def length_of(self, layer: int) -> int:
         """Tokens that a layer has written."""

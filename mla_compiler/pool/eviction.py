@@ -76,10 +76,9 @@ def make_room(ledger: Ledger, need: int, used: List[Sequence]) -> bool:
 
 
 def check_turns(ledger: Ledger, turns: list[list[Sequence]], tokens: int) -> None:
-    """Raises PoolExhausted unless sequences that take turns in the arena, each set with the next, can all grow by `tokens`."""
+    """Raises PoolExhausted unless sets of sequences that are in the arena one at a time can all grow by `tokens`."""
     shelf, sizes = shelf_of(ledger), [sum(ledger.pages_after(s, tokens) for s in turn) for turn in turns]
-    pairs = zip(sizes, [*sizes[1:], *sizes[:1]], strict=True) if len(sizes) > 1 else [(sizes[0], 0)]
-    most = max(first + second for first, second in pairs)
+    most = max(sizes)
     pages = {page for turn in turns for sequence in turn for page in sequence.pages}
     here, there = sum(page >= 0 for page in pages), sum(page < 0 or page in shelf.copies for page in pages)
     if most > ledger.pages.supply + here:

@@ -57,7 +57,7 @@ class Ledger:
 
         Raises PoolExhausted, and then nothing has changed.
         """
-        fresh = self.pages.take(self.need(sequences, tokens))
+        fresh = self.pages.take(self.need(sequences, tokens))[::-1]  # popped in the order in which they lie
         copied = self._shared_tails(sequences, tokens)
         sources, targets = [s.pages[-1] for s in copied], [fresh.pop() for _ in copied]
         copy(sources, targets)

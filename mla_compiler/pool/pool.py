@@ -7,9 +7,13 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as List
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import record_function
@@ -20,16 +24,25 @@ from .arena import Arena
 from .fences import Fence, fence_maker
 from .geometry import Geometry, exactly, pages_bought
 from .ledger import Ledger
+from .plot import draw
 from .sequences import Sequence, Tables, tables
 from .shelf import Shelf
 from .stats import PoolStats, measure
+
+_LIVING: weakref.WeakSet[KVPool] = weakref.WeakSet()
+
+
+def memory() -> list[dict[str, Any]]:
+    """The figures of every pool there is: `pool`, which it is, and those of PoolStats."""
+    found = [{"pool": str(pool.geometry), **asdict(pool.stats())} for pool in _LIVING]
+    return sorted(found, key=lambda row: -row["reserved"])
 
 
 class KVPool:
     """One arena of pages of `page` tokens, sized by one of `nbytes`, `tokens`, `fraction` (of the memory free now).
 
     A page spans `layers` layers; keys and values may differ in their head dims. `format` is how they lie in memory
-    (`formats`): "plain", "fp8", "int8", "int4". `preallocate=False` takes the memory as it is needed, up to the size;
+    (`formats`): "plain", "fp8", "int8", "int4", "k8v4". `preallocate=False` takes the memory as it is needed, up to the size;
     `grow=True` lets the pool double beyond it. `host_tokens` may wait in host memory: what is `idle`, when there is no room
     otherwise, and what one evicts; whatever uses such a sequence brings it back.
     Any thread may call; no call waits for the device. A sequence that several streams use is ordered between them by the
@@ -53,6 +66,7 @@ class KVPool:
         self.arena = Arena(self.geometry, self.ledger.pages.count)
         if host_tokens:
             self.ledger.shelf = Shelf(self.arena, self.geometry.pages_for(host_tokens), fence)
+        _LIVING.add(self)
 
     @property
     def most_pages(self) -> int | None:
@@ -103,7 +117,7 @@ class KVPool:
 
     def gather(self, sequence: Sequence) -> tuple[torch.Tensor, torch.Tensor]:
         """Copies of all that the sequence remembers: k [layers, H, length - start, k_dim] and v."""
-        with self._lock:
+        with self._lock, record_function("flashmla::pool.read"):
             table, origin = self.tables([sequence]), sequence.start // self.geometry.page * self.geometry.page
             bounds = sequence.start - origin, sequence.length - origin
             read = [store.read(table.pages, *bounds) for store in self.arena.stores]
@@ -137,7 +151,7 @@ class KVPool:
             self._bring(sequences)
 
     def check_turns(self, turns: list[list[Sequence]], tokens: int) -> None:
-        """Raises PoolExhausted unless sets of sequences, of which each is here with the next, can all grow by `tokens`."""
+        """Raises PoolExhausted unless sets of sequences that are here one at a time can all grow by `tokens`."""
         with self._lock:
             self._sweep()
             eviction.check_turns(self.ledger, turns, tokens)
@@ -191,6 +205,11 @@ class KVPool:
         eviction.arrived(sequences)
         for sequence in sequences:
             self.ledger.idle.pop(sequence, None)
+
+    def plot(self, path: str | Path) -> None:
+        """The arena as a PNG, a square for each page. Needs matplotlib."""
+        with self._lock:
+            draw(self.geometry, self.ledger, Path(path), str(self.stats()))
 
     def _sweep(self) -> None:
         while self._abandoned:

@@ -51,13 +51,13 @@ class Shelf:
 
         Raises PoolExhausted, and then nothing has changed.
         """
-        wanted = self.unsaved(pages)
+        wanted = sorted(self.unsaved(pages))
         if len(wanted) > self.room(pages):
             raise PoolExhausted.on_host(len(wanted), self.room(pages), self.slots.count)
         with self._aside(behind=True), record_function("flashmla::pool.evict"):
             for page in list(self.copies.keys() - set(pages)) if len(wanted) > self.slots.supply else []:
                 self.discard([page])
-            new = self.slots.take(len(wanted))
+            new = sorted(self.slots.take(len(wanted)))
             self._copy(wanted, new, to_host=True)
             fence = self._fence()
         slots = dict(zip(wanted, new, strict=True))
@@ -69,10 +69,11 @@ class Shelf:
         Raises PoolExhausted, and then nothing has changed.
         """
         with self._aside(behind=False), record_function("flashmla::pool.bring"):
-            taken = pages.take(len(counts))
-            self._copy(taken, list(counts), to_host=False)
+            taken, slots = sorted(pages.take(len(counts))), sorted(counts)
+            self._copy(taken, slots, to_host=False)
             fence = self._fence()
-        for (slot, holders), page in zip(counts.items(), taken, strict=True):
+        for slot, page in zip(slots, taken, strict=True):
+            holders = counts[slot]
             pages.hold([page] * (holders - 1))
             pages.used(page, fence)
             clean = self.slots.refs[slot] == holders
@@ -80,7 +81,7 @@ class Shelf:
             if clean:
                 self.slots.used(slot, fence)
                 self.copies[page] = slot
-        return dict(zip(counts, taken, strict=True)), fence
+        return dict(zip(slots, taken, strict=True)), fence
 
     def discard(self, pages: Iterable[int]) -> None:
         """These pages are written or given up: what slots hold of them is of no use."""

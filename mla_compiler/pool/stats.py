@@ -50,7 +50,7 @@ def measure(geometry: Geometry, ledger: Ledger) -> PoolStats:
     pages, bytes_of = ledger.pages, geometry.page_bytes
     copies = 0 if ledger.shelf is None else len(ledger.shelf.copies)
     on_host = 0 if ledger.shelf is None else ledger.shelf.slots.held - copies
-    live, held = live_tokens(geometry, ledger) * geometry.token_bytes, pages.held * bytes_of
+    live, held = sum(read_tokens(geometry, ledger)) * geometry.token_bytes, pages.held * bytes_of
     return PoolStats(
         reserved=pages.count * bytes_of, held=held, live=live, wasted=held - live,
         shared=sum(refs > 1 for refs in pages.refs) * bytes_of, pending=len(pages.pending) * bytes_of,
@@ -59,8 +59,8 @@ def measure(geometry: Geometry, ledger: Ledger) -> PoolStats:
     )
 
 
-def live_tokens(geometry: Geometry, ledger: Ledger) -> int:
-    """Tokens in the arena that some sequence can read, each counted once."""
+def read_tokens(geometry: Geometry, ledger: Ledger) -> list[int]:
+    """Of each page the tokens that some sequence can read, each counted once."""
     size, count = geometry.page, ledger.pages.count
     low, high = [size] * count, [0] * count
     for sequence in ledger.sequences:
@@ -69,4 +69,4 @@ def live_tokens(geometry: Geometry, ledger: Ledger) -> int:
             if page >= 0:
                 low[page] = min(low[page], max(sequence.start - origin - i * size, 0))
                 high[page] = max(high[page], min(sequence.length - origin - i * size, size))
-    return sum(max(b - a, 0) for a, b in zip(low, high, strict=True))
+    return [max(b - a, 0) for a, b in zip(low, high, strict=True)]

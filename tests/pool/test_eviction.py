@@ -119,7 +119,7 @@ def test_a_growing_pool_evicts_first():
     subject.check_contents(busy)
 
 
-@pytest.mark.parametrize("format", ["plain", "int4"])
+@pytest.mark.parametrize("format", ["plain", "int4", "k8v4"])
 def test_every_tensor_of_a_page_moves(format):
     pool = KVPool(2, 2, 32, tokens=16, page=4, host_tokens=16, format=format)
     sequence = pool.allocate()
@@ -135,7 +135,7 @@ def test_every_tensor_of_a_page_moves(format):
 @pytest.mark.parametrize("offload", [2, 5])
 @pytest.mark.parametrize("way", ["greedy", "beams"])
 def test_layers_on_the_host(way, offload):
-    """Five layers of two windows; of those on the host two are in the arena at a time."""
+    """Five layers of two windows; of those on the host one is in the arena at a time."""
     model, inputs = MODELS["gemma"](), prompt(MODELS["gemma"](), padded=True)
     pool = KVPool(1, 2, 8, tokens=2048, page=4, host_tokens=4096)
     cache = PooledCache(model.config, pool=pool, offload=offload)
@@ -149,9 +149,9 @@ def test_layers_on_the_host(way, offload):
 
 def test_more_layers_than_the_arena_holds():
     model, inputs = MODELS["llama"](), prompt(MODELS["llama"]())
-    pages = 2 * 8 * 2  # of two rows of 30 tokens, for two layers of three
+    pages = 2 * 8  # of two rows of 30 tokens, for one layer of three
     expected = generated(model, hf.DynamicCache(config=model.config), inputs, do_sample=False)
-    pool = KVPool(1, 2, 8, tokens=4 * pages, page=4, host_tokens=4 * pages * 2)
+    pool = KVPool(1, 2, 8, tokens=4 * pages, page=4, host_tokens=4 * pages * 3)
     with pytest.raises(PoolExhausted):
         generated(model, PooledCache(model.config, pool=pool), inputs, do_sample=False)
     cache = PooledCache(model.config, pool=pool, offload=3)
