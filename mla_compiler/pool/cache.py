@@ -76,9 +76,9 @@ class PooledCache(Cache):
         """The pool, with an empty sequence for each row of k [B, H, T, D] and each group, unless they are there."""
         if self.pool is None:
             layers = math.gcd(*(self.windows.count(window) for window in set(self.windows)))
-            size = self._size
-            if "tokens" in size:  # those of the batch, which has pages of its own in each group
-                size = {**size, "tokens": size["tokens"] * (len(self.windows) // layers)}
+            # Tokens are those of the batch, which has pages of its own in each group.
+            times, counted = len(self.windows) // layers, ("tokens", "host_tokens")
+            size = {name: given * times if name in counted else given for name, given in self._size.items()}
             self.pool = KVPool(layers, k.shape[1], k.shape[3], v.shape[3], dtype=k.dtype, device=k.device, **size)
         if self.batch is None:
             pool = self.pool

@@ -6,8 +6,8 @@
     int4    -8 .. 7, two channels a byte, the even one in the low half
     k8v4    keys in int8, values in int4: rounding of keys costs most, for softmax takes their products to the exponent
 
-A scale stands for a token and head, or in int4 keys for 32 channels of it, and in int8 keys of wide heads for 64: single
-channels of keys are large in every token.
+A scale stands for a token and head, or in int4 keys for 32 channels of it, and in wide heads for 64 of int8 keys and of
+k8v4's values: single channels of keys are large in every token.
 Scales of heads are float32, for a kernel copies no fewer than 4 bytes at a time; those of groups, several beside each other,
 float16. The values are rounded against the scale as it is stored, so its own rounding costs nothing.
 Values are kept in torch.int8 or torch.uint8, whatever they mean, because every operator moves those.
@@ -26,21 +26,22 @@ _FP8: Final = torch.float8_e4m3fn
 
 @dataclass(frozen=True)
 class Format:
-    """`storage` of the values, `packed` channels to an element; a scale for a head, or for `key_group` channels of keys that
-    have more than `whole` of them."""
+    """`storage` of the values, `packed` channels to an element; a scale for a head, or for `key_group` channels of keys, and
+    `value_group` of values, that have more than `whole` of them."""
 
     name: str
     storage: torch.dtype | None
     packed: int = 1
     key_group: int = 0
+    value_group: int = 0
     whole: int = 0
 
     def group(self, dim: int, keys: bool) -> int:
         """Channels of one scale, of `dim` in all; 0 without scales."""
         if self.storage is None:
             return 0
-        grouped = keys and self.key_group and dim > self.whole and dim % self.key_group == 0
-        return self.key_group if grouped else dim
+        group = self.key_group if keys else self.value_group
+        return group if group and dim > self.whole and dim % group == 0 else dim
 
     def row_bytes(self, dim: int, dtype: torch.dtype, keys: bool) -> int:
         """Bytes of one token of one head, scales among them; `dtype` is that of the model."""
@@ -56,7 +57,9 @@ FORMATS: Final = {
     "int4": Format("int4", torch.uint8, packed=2, key_group=32),
 }
 
-PAIRS: Final = {name: (name, name) for name in FORMATS} | {"k8v4": ("int8", "int4")}
+PAIRS: Final = {name: (format, format) for name, format in FORMATS.items()} | {
+    "k8v4": (FORMATS["int8"], Format("int4", torch.uint8, packed=2, value_group=64, whole=128)),
+}
 """What a pool may be asked for, and the formats of its keys and of its values."""
 
 

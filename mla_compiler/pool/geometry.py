@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import PoolError
-from .formats import FORMATS, PAIRS, Format
+from .formats import PAIRS, Format
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,7 @@ class Geometry:
     @property
     def stored(self) -> tuple[Format, Format]:
         """Of keys and of values."""
-        k, v = PAIRS[self.format]
-        return FORMATS[k], FORMATS[v]
+        return PAIRS[self.format]
 
     def __str__(self) -> str:
         """`32 layers, 8 x 128, bfloat16, pages of 64 in int8`."""

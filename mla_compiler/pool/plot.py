@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,7 +44,7 @@ def draw(geometry: Geometry, ledger: Ledger, path: Path, title: str) -> None:
         _square(axes, page % columns, page // columns, COLOURS[kind], filled)
     axes.set(xlim=(0, columns), ylim=(-(-len(kinds) // columns), 0), aspect="equal", xticks=[], yticks=[])
     _legend(figure, kinds)
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(textwrap.fill(title, 110), fontsize=9)
     figure.savefig(path, format="png", dpi=120)
 
 
