@@ -1,12 +1,13 @@
 """A trace of real requests replayed over a KV pool, and over a static and a dynamic cache in the same memory.
 
-    python examples/pool_replay.py TRACE.csv [--memory 65536] [--longest 4096] [--step 0.03] [--requests 0] [--page 64]
+    python examples/pool_replay.py TRACE.csv [--memory 65536] [--longest 8192] [--step 0.03] [--requests 0] [--page 64] [--rush]
 
 TRACE.csv has the columns TIMESTAMP, ContextTokens, GeneratedTokens, as Azure publishes its LLM inference traces. A request
-arrives, waits until its prompt fits, then grows by a token each step of `step` seconds. `memory` and `longest` are in tokens;
-what is longer is cut. When memory runs out the youngest request goes back to the queue and starts over.
+arrives (with --rush all do at once), waits until its prompt fits, then grows by a token each step of `step` seconds. `memory`
+and `longest` are in tokens of bfloat16; what is longer is cut. When memory runs out the youngest request goes back to the queue
+and starts over.
 
-    pool      the KVPool itself, a page of `page` tokens at a time
+    pool      the KVPool itself, a page of `page` tokens at a time; with --rush in smaller tokens too
     static    `longest` tokens for each request, as transformers' StaticCache has for each row
     dynamic   as transformers' DynamicCache: all rows as long as the longest, and one layer twice while it is copied
 """
@@ -22,7 +23,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from mla_compiler import KVPool, PoolExhausted
+from mla_compiler.pool import Geometry
+
+HEAD_DIM = 128
+"""Of the keys and values: the scales beside quantised ones are counted too."""
 
 
 @dataclass(eq=False)
@@ -126,6 +133,7 @@ class Tally:
     full_steps: int = 0
     full_live: int = 0
     full_rows: int = 0
+    full_reserved: int = 0
     restarts: int = 0
 
     def add(self, running: list[Request], reserved: int, waited: bool) -> None:
@@ -134,13 +142,14 @@ class Tally:
         self.live, self.reserved = self.live + live, self.reserved + reserved
         if waited:
             self.full_steps, self.full_live = self.full_steps + 1, self.full_live + live
-            self.full_rows += len(running)
+            self.full_rows, self.full_reserved = self.full_rows + len(running), self.full_reserved + reserved
 
     def line(self, name: str, memory: int) -> str:
         full = max(self.full_steps, 1)
+        live, reserved = self.full_live / full / memory, self.full_reserved / full / memory
         return (
-            f"{name:8} live/reserved {self.live / max(self.reserved, 1):6.1%}   under load: live/memory "
-            f"{self.full_live / full / memory:6.1%}, {self.full_rows / full:6.1f} requests at once "
+            f"{name:8} live/reserved {self.live / max(self.reserved, 1):6.1%}   under load: live/memory {live:6.1%}, "
+            f"unread {reserved - live:5.1%}, not taken {1 - reserved:5.1%}, {self.full_rows / full:6.1f} requests at once "
             f"({self.full_steps} of {self.steps} steps), {self.restarts} restarts"
         )
 
@@ -184,26 +193,37 @@ def trace(path: Path, longest: int, count: int) -> list[Request]:
     return sorted(found, key=lambda request: request.arrival)
 
 
+def tokens_in(memory: int, format: str) -> int:
+    """Tokens in this format, where `memory` of bfloat16 fit."""
+    shape = 1, 1, HEAD_DIM, HEAD_DIM, torch.bfloat16, torch.device("cpu")
+    return memory * Geometry(*shape).token_bytes // Geometry(*shape, format=format).token_bytes
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trace", type=Path)
     parser.add_argument("--memory", type=int, default=65536, help="tokens")
-    parser.add_argument("--longest", type=int, default=4096, help="tokens of a request, prompt and answer")
+    parser.add_argument("--longest", type=int, default=8192, help="tokens of a request, prompt and answer")
     parser.add_argument("--step", type=float, default=0.03, help="seconds")
     parser.add_argument("--requests", type=int, default=0)
     parser.add_argument("--page", type=int, default=64, help="tokens")
+    parser.add_argument("--rush", action="store_true", help="all requests arrive at once: how many fit")
     parser.add_argument("--bar", type=float, default=0.96, help="exit status 1 if the pool's live/reserved is below")
     given = parser.parse_args()
+    formats = ("int8", "k8v4", "int4") if given.rush else ()
+    sizes = {"pool": given.memory} | {name: tokens_in(given.memory, name) for name in formats}
     policies: dict[str, Policy] = {
-        "pool": Pool(given.memory, given.page),
         "static": Static(given.memory, given.longest),
         "dynamic": Dynamic(given.memory, given.longest),
+        **{name: Pool(size, given.page) for name, size in sizes.items()},
     }
     tallies = {}
     for name, policy in policies.items():
         requests = trace(given.trace, given.longest, given.requests)
+        for request in requests if given.rush else ():
+            request.arrival = 0.0
         tallies[name] = replay(requests, policy, given.step)
-        print(tallies[name].line(name, given.memory), flush=True)
+        print(tallies[name].line(name, sizes.get(name, given.memory)), flush=True)
     met = tallies["pool"].live >= given.bar * tallies["pool"].reserved
     print(f"{len(requests)} requests; bar {given.bar:.0%}: {'met' if met else 'MISSED'}")
     return 0 if met else 1

@@ -68,3 +68,9 @@ class PoolExhausted(FlashMLAError, MemoryError):
         """The error for `need` pages where `supply` are to be had of `count`."""
         what = f"the KV pool has no room: {need} pages needed, {supply} of its {count} to be had"
         return cls(what, "release or truncate sequences, give the pool a larger size, or let it: grow=True", need, supply)
+
+    @classmethod
+    def on_host(cls, need: int, supply: int, count: int) -> PoolExhausted:
+        """The same for pages that are to wait in host memory."""
+        what = f"the KV pool has no room on the host: {need} pages to evict, {supply} of its {count} slots to be had"
+        return cls(what, "give the pool a larger host_tokens", need, supply)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .pool import memory
 from .report import Report, reports
 
 
@@ -23,8 +24,10 @@ def explain(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Report:
     torch._dynamo.reset()
     known, breaks, started = len(reports()), _graph_breaks(), time.perf_counter()
     torch.compile(_original(fn), backend=flashmla)(*args, **kwargs)
-    meta = {"call_s": time.perf_counter() - started, "graph_breaks": _graph_breaks() - breaks}
+    meta: dict[str, Any] = {"call_s": time.perf_counter() - started, "graph_breaks": _graph_breaks() - breaks}
     torch._dynamo.reset()
+    if pools := memory():
+        meta["memory"] = pools
     return Report.merged(reports()[known:], **meta)
 
 

@@ -27,7 +27,8 @@ class Report:
 
     meta holds facts about the compilation, each shown if it is there: `passes_s` and `compile_s` (seconds in our passes, and
     in the whole compilation), `passes` (seconds of each), `graphs`, `graph_breaks`, `device`, `cached` (read back beside a
-    cached compilation), `lost` (the compile cache was hit, and there is no report beside it).
+    cached compilation), `memory` (the KV pools, after the call that was explained), `lost` (the compile cache was hit, and
+    there is no report beside it).
     """
 
     sites: tuple[Site, ...] = ()

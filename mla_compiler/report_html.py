@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
+from . import report_memory
 from .report_table import certificate, change, facts, headline
 
 if TYPE_CHECKING:
@@ -28,8 +29,16 @@ def page(report: Report) -> str:
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head>'
         f"\n<body><h1>{title}</h1>\n<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>"
-        f"\n<p>{escape(facts(report))}</p></body></html>\n"
+        f"{_memory(report)}\n<p>{escape(facts(report))}</p></body></html>\n"
     )
+
+
+def _memory(report: Report) -> str:
+    """The table of KV pools, if there is one."""
+    found = report_memory.cells(report.meta)
+    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in found)
+    head = "".join(f"<th>{escape(name)}</th>" for name in report_memory.COLUMNS)
+    return f"\n<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>" if found else ""
 
 
 def _row(site: Site) -> str:

@@ -16,6 +16,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from . import report_memory
 from .ir import Site
 
 if TYPE_CHECKING:
@@ -100,6 +101,8 @@ def renderable(report: Report, every: bool = False) -> RenderableType:
     parts: list[RenderableType] = [headline(report)]
     if report.sites:
         parts.append(_table(rows(report.sites, every)))
+    if report.meta.get("memory"):
+        parts += [Text(), _plain_table(report_memory.COLUMNS, report_memory.cells(report.meta))]
     footer = facts(report)
     if footer:
         parts.append(Text(footer, style="dim"))
@@ -144,6 +147,15 @@ def _table(found: Sequence[Row]) -> Table:
         table.add_column(name, overflow="fold", no_wrap=not name)
     for row in found:
         table.add_row(_where(row), _status(row.first), _meaning(row.first), _kernel(row.first), _saved(row))
+    return table
+
+
+def _plain_table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False, padding=(0, 1, 0, 0))
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in cells:
+        table.add_row(*row)
     return table
 
 

@@ -15,6 +15,7 @@ GOLDENS = Path(__file__).parent / "goldens"
 
 def pytest_addoption(parser):
     parser.addoption("--update-golden", action="store_true", help="write the golden files instead of comparing with them")
+    parser.addoption("--pool-steps", type=int, default=2000, help="random steps of the KV pool; 100000 before a release")
 
 
 def pytest_collection_modifyitems(items):
@@ -23,6 +24,11 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no GPU here"))
+
+
+@pytest.fixture
+def pool_steps(request):
+    return request.config.getoption("--pool-steps")
 
 
 @pytest.fixture

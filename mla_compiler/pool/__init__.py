@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .geometry import Geometry
-from .pool import KVPool
+from .pool import KVPool, memory
 from .sequences import Sequence, Tables
 from .stats import PoolStats
 
-__all__ = ["Geometry", "KVPool", "PoolStats", "Sequence", "Tables"]
+__all__ = ["Geometry", "KVPool", "PoolStats", "Sequence", "Tables", "memory"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import formats
+from .formats import Format
 from .geometry import Geometry
 from .ops import POOL
 
@@ -23,7 +24,7 @@ class Store:
     v: Tensor
     k_scales: Tensor | None
     v_scales: Tensor | None
-    format: str
+    formats: tuple[str, str]
     dtype: torch.dtype
     groups: tuple[int, int]
 
@@ -32,19 +33,20 @@ class Store:
 
     def append(self, table: Tensor, lengths: Tensor, k: Tensor, v: Tensor) -> None:
         """k [B, H, T, k_dim] and v [B, H, T, v_dim] as tokens lengths[b] ... of each row. Nothing flows back through them."""
-        for x, store, scales, group in ((k, self.k, self.k_scales, self.groups[0]), (v, self.v, self.v_scales, self.groups[1])):
+        planes = (self.k, self.v), (self.k_scales, self.v_scales), self.formats, self.groups
+        for x, store, scales, format, group in zip((k, v), *planes, strict=True):
             if scales is None:
                 POOL.pool_append(store, table, lengths, x)
             else:
-                values, scale = POOL.pool_quantize(x.detach(), self.format, group)
+                values, scale = POOL.pool_quantize(x.detach(), format, group)
                 POOL.pool_append(store, table, lengths, values)
                 POOL.pool_append(scales, table, lengths, scale)
 
     def view(self, table: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """k and v [B, H, N * page, D] of every token, in order: `pool_view`."""
         return (
-            POOL.pool_view(self.k, self.k_scales, table, lengths, self.format, self.dtype),
-            POOL.pool_view(self.v, self.v_scales, table, lengths, self.format, self.dtype),
+            POOL.pool_view(self.k, self.k_scales, table, lengths, self.formats[0], self.dtype),
+            POOL.pool_view(self.v, self.v_scales, table, lengths, self.formats[1], self.dtype),
         )
 
     def read(self, table: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
@@ -53,14 +55,14 @@ class Store:
         first, last = start // page, -(-stop // page)
         within = table[:, first:last].long()
         return (
-            self._read(self.k, self.k_scales, within, start - first * page, stop - first * page),
-            self._read(self.v, self.v_scales, within, start - first * page, stop - first * page),
+            self._read(self.k, self.k_scales, self.formats[0], within, start - first * page, stop - first * page),
+            self._read(self.v, self.v_scales, self.formats[1], within, start - first * page, stop - first * page),
         )
 
-    def _read(self, store: Tensor, scales: Tensor | None, pages: Tensor, start: int, stop: int) -> Tensor:
+    def _read(self, store: Tensor, scales: Tensor | None, format: str, pages: Tensor, start: int, stop: int) -> Tensor:
         x = store[pages]                                                                     # [B, N, H, page, D]
         if scales is not None:
-            x = formats.dequantize(x, scales[pages], self.format, self.dtype)
+            x = formats.dequantize(x, scales[pages], format, self.dtype)
         return x.transpose(1, 2).flatten(2, 3)[:, :, start:stop]
 
 
@@ -74,16 +76,17 @@ class Arena:
     @torch.inference_mode(False)  # a pool first used under inference_mode serves others too
     def _store(self, count: int) -> Store:
         g = self.geometry
-        groups = g.stored.group(g.k_dim, keys=True), g.stored.group(g.v_dim, keys=False)
+        kinds = g.stored
+        groups = kinds[0].group(g.k_dim, keys=True), kinds[1].group(g.v_dim, keys=False)
         (k, k_scales), (v, v_scales) = (
-            self._plane(count, dim, group) for dim, group in zip((g.k_dim, g.v_dim), groups, strict=True)
+            self._plane(count, *one) for one in zip((g.k_dim, g.v_dim), kinds, groups, strict=True)
         )
-        return Store(k, v, k_scales, v_scales, g.format, g.dtype, groups)
+        return Store(k, v, k_scales, v_scales, (kinds[0].name, kinds[1].name), g.dtype, groups)
 
-    def _plane(self, count: int, dim: int, group: int) -> tuple[Tensor, Tensor | None]:
+    def _plane(self, count: int, dim: int, kind: Format, group: int) -> tuple[Tensor, Tensor | None]:
         g = self.geometry
         lead = count, g.kv_heads, g.page
-        plane = torch.empty(*lead, dim // g.stored.packed, dtype=g.stored.storage or g.dtype, device=g.device)
+        plane = torch.empty(*lead, dim // kind.packed, dtype=kind.storage or g.dtype, device=g.device)
         scales = torch.empty(*lead, dim // group, dtype=formats.scale_dtype(dim // group), device=g.device) if group else None
         for x in (plane, scales):
             if x is not None:

@@ -40,6 +40,14 @@ class Batch:
         return self.slate.columns * self.pool.geometry.page
 
     @property
+    def offloaded(self) -> list[Group]:
+        return [group for group in self.groups if group.offloaded]
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        return [sequence for group in self.groups for sequence in group.sequences]
+
+    @property
     def rows(self) -> list[list[Sequence]]:
         return [group.sequences for group in self.groups]
 
@@ -51,6 +59,8 @@ class Batch:
         self.pool.geometry.check(k, v, batch, tokens)
         if self.slate.batch != batch:
             raise PoolError(f"the cache holds {self.slate.batch} sequences; found a batch of {batch}")
+        if self.offloaded:
+            self.pool.check_turns([group.sequences for group in self.offloaded], tokens)
         if self.length + tokens > self.capacity and self.longest is None:
             self.slate = self._slate(max(2 * self.slate.columns, self.pool.geometry.pages_for(self.length + tokens)))
         self._extend(self.slate.tables, tokens, may_grow=True)
@@ -68,22 +78,34 @@ class Batch:
         if self.length + tokens > self.capacity:
             mend = "give the cache longest=, the tokens of its longest sequence"
             raise PoolError(f"{self.length + tokens} tokens; the tables of this cache tell of {self.capacity}", mend)
-        marks = [group.marks() for group in self.groups]
+        resident = [group for group in self.groups if not group.offloaded]
+        marks = [group.marks() for group in resident]
         stale, self.slate.stale = self.slate.stale, True
-        self.pool.extend([sequence for group in self.groups for sequence in group.sequences], tokens, may_grow)
+        self.pool.extend([sequence for group in resident for sequence in group.sequences], tokens, may_grow)
         self.length += tokens
         if stale:
             self.slate.rewrite(tables, self.rows, self.pool.geometry.page)
         else:
-            gained = [cell for group, mark in zip(self.groups, marks, strict=True) for cell in group.changed(mark)]
+            gained = [cell for group, mark in zip(resident, marks, strict=True) for cell in group.changed(mark)]
             self.slate.enter(tables, [*(cells or []), *gained])
         self.slate.stale = False
 
     def wrote(self, group: Group, layer: int) -> None:
-        """When the last layer of a group has written, what lies behind its window goes."""
+        """When the last layer of a group has written, what is behind its window goes, or all does and the next group comes."""
         self.unwritten.discard(layer)
-        if not self.keep and not self.unwritten.intersection(group.layers):
+        if self.unwritten.intersection(group.layers):
+            return
+        if not self.keep:
             self.slate.enter(self.slate.tables, group.forget())
+        if group.offloaded:
+            turns = self.offloaded
+            self.pool.evict(group.sequences)
+            self.pool.prefetch(turns[(turns.index(group) + 1) % len(turns)].sequences)
+
+    def take_turn(self, group: Group) -> None:
+        """An offloaded group, about to write the first of its layers, is in the arena, with room for what they write."""
+        self.pool.extend(group.sequences, self.step_tokens)
+        self.slate.enter(self.slate.tables, group.cells())
 
     def length_of(self, layer: int) -> int:
         """Tokens that a layer has written."""
@@ -91,6 +113,16 @@ class Batch:
 
     def _forget(self) -> list[Cell]:
         return [] if self.keep else [cell for group in self.groups for cell in group.forget()]
+
+    # -------------------------------------------------------------------------------------------------- between the steps
+
+    def idle(self) -> None:
+        self.pool.idle(self.sequences)
+        self.slate.stale = True
+
+    def evict(self) -> None:
+        self.pool.evict(self.sequences)
+        self.slate.stale = True
 
     # --------------------------------------------------------------------------------------------------------- its rows
 
@@ -124,6 +156,8 @@ class Batch:
     def fork(self) -> Batch:
         """A second batch of the same tokens: no data moves until one of them writes."""
         groups = [Group(self.pool, group.number, group.window, group.layers, group.fork()) for group in self.groups]
+        for mine, theirs in zip(self.groups, groups, strict=True):
+            theirs.offloaded = mine.offloaded
         other = Batch(self.pool, groups, self.slate.columns, self.longest, self.length)
         other.keep = self.keep
         return other

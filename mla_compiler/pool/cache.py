@@ -40,15 +40,19 @@ class PooledCache(Cache):
     Layers that see equally far share block tables, as many at a time as a page spans. The pages go back with `release()`, or
     when nothing refers to the cache any more. A copy (`copy.deepcopy`) is a fork: it goes on from the same pages.
     `longest`: tokens of the longest sequence. With it `generate` compiles its steps as for a static cache (`compile_config`);
-    `torch.compile` of the model needs it only beyond the model's own positions.
+    `torch.compile` of the model needs it only beyond the model's own positions. `offload`: so many layers, evenly spread,
+    lie on the host (the pool's `host_tokens`) and come back one ahead; in eager code, and in a pool of one layer a page.
     """
 
-    def __init__(self, config: Any, pool: KVPool | None = None, longest: int | None = None, **size: Any) -> None:
+    def __init__(
+        self, config: Any, pool: KVPool | None = None, longest: int | None = None, offload: int = 0, **size: Any
+    ) -> None:
         if (pool is None) == (not size):
             mend = "pool=KVPool(...), or one of tokens=, nbytes=, fraction="
             raise PoolError("a cache is given a pool, or the size of a new one", mend)
         if longest is not None and longest < 1:
             raise PoolError(f"longest is at least 1 token; found {longest}")
+        self.offload = offload
         text = config.get_text_config(decoder=True)
         self._build(windows(config), pool, longest, getattr(text, "max_position_embeddings", None), size)
 
@@ -72,9 +76,9 @@ class PooledCache(Cache):
         """The pool, with an empty sequence for each row of k [B, H, T, D] and each group, unless they are there."""
         if self.pool is None:
             layers = math.gcd(*(self.windows.count(window) for window in set(self.windows)))
-            size = self._size
-            if "tokens" in size:  # those of the batch, which has pages of its own in each group
-                size = {**size, "tokens": size["tokens"] * (len(self.windows) // layers)}
+            # Tokens are those of the batch, which has pages of its own in each group.
+            times, counted = len(self.windows) // layers, ("tokens", "host_tokens")
+            size = {name: given * times if name in counted else given for name, given in self._size.items()}
             self.pool = KVPool(layers, k.shape[1], k.shape[3], v.shape[3], dtype=k.dtype, device=k.device, **size)
         if self.batch is None:
             pool = self.pool
@@ -83,6 +87,7 @@ class PooledCache(Cache):
                 Group(pool, number, self.windows[layers[0]], layers, [pool.allocate() for _ in k])
                 for number, layers in enumerate(self._spans(pool))
             ]
+            self._offload(groups)
             self._join(Batch(pool, groups, self._columns(pool), self.longest))
         return self.pool
 
@@ -95,6 +100,13 @@ class PooledCache(Cache):
         heads, k_dim, v_dim = (heads, k_dim, k_dim) if g is None else (g.kv_heads, g.k_dim, g.v_dim)
         k, v = (torch.empty(batch_size, heads, 0, dim, dtype=dtype, device=device) for dim in (k_dim, v_dim))
         self.open(k, v)
+
+    def _offload(self, groups: list[Group]) -> None:
+        count, of = self.offload, len(groups)
+        if count and (of != len(self.windows) or not 0 < count <= of):
+            raise PoolError(f"offload= counts layers that have pages of their own; found {count} of {of} sets of pages")
+        for number, group in enumerate(groups):
+            group.offloaded = (number + 1) * count // of > number * count // of
 
     def _columns(self, pool: KVPool) -> int:
         """Pages that a row of the tables tells of."""
@@ -125,10 +137,25 @@ class PooledCache(Cache):
         """A second cache of the same tokens; a page is copied when one of the two writes in it."""
         other = PooledCache.__new__(PooledCache)
         other._build(self.windows, self.pool, self.longest, self._positions, self._size)
-        other.record_past = self.record_past
+        other.record_past, other.offload = self.record_past, self.offload
         if self.batch is not None:
             other._join(self.batch.fork())
         return other
+
+    def idle(self) -> None:
+        """Until it is used again the pool may move it to the host, when there is no room otherwise."""
+        if self.batch is not None:
+            self.batch.idle()
+
+    def evict(self) -> None:
+        """Its pages go to the host, as far as no other cache shares them; whatever uses it next brings it back."""
+        if self.batch is not None:
+            self.batch.evict()
+
+    def prefetch(self) -> None:
+        """What is on the host begins to come back, beside what the device is doing."""
+        if self.batch is not None:
+            self.batch.pool.prefetch(self.batch.sequences)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PooledCache:
         return self.fork()

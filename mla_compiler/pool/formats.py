@@ -4,8 +4,10 @@
     fp8     e4m3
     int8    -127 .. 127
     int4    -8 .. 7, two channels a byte, the even one in the low half
+    k8v4    keys in int8, values in int4: rounding of keys costs most, for softmax takes their products to the exponent
 
-A scale stands for a token and head, or in int4 keys for 32 channels of it: single channels of keys are large in every token.
+A scale stands for a token and head, or in int4 keys for 32 channels of it, and in wide heads for 64 of int8 keys and of
+k8v4's values: single channels of keys are large in every token.
 Scales of heads are float32, for a kernel copies no fewer than 4 bytes at a time; those of groups, several beside each other,
 float16. The values are rounded against the scale as it is stored, so its own rounding costs nothing.
 Values are kept in torch.int8 or torch.uint8, whatever they mean, because every operator moves those.
@@ -19,25 +21,27 @@ from typing import Final
 import torch
 from torch import Tensor
 
-KEY_GROUP: Final = 32
-"""Channels of an int4 key that share a scale."""
 _FP8: Final = torch.float8_e4m3fn
 
 
 @dataclass(frozen=True)
 class Format:
-    """`storage` of the values, `packed` channels to an element; a scale for a head, or of keys for `key_group` channels."""
+    """`storage` of the values, `packed` channels to an element; a scale for a head, or for `key_group` channels of keys, and
+    `value_group` of values, that have more than `whole` of them."""
 
     name: str
     storage: torch.dtype | None
     packed: int = 1
     key_group: int = 0
+    value_group: int = 0
+    whole: int = 0
 
     def group(self, dim: int, keys: bool) -> int:
         """Channels of one scale, of `dim` in all; 0 without scales."""
         if self.storage is None:
             return 0
-        return self.key_group if keys and self.key_group and dim % self.key_group == 0 else dim
+        group = self.key_group if keys else self.value_group
+        return group if group and dim > self.whole and dim % group == 0 else dim
 
     def row_bytes(self, dim: int, dtype: torch.dtype, keys: bool) -> int:
         """Bytes of one token of one head, scales among them; `dtype` is that of the model."""
@@ -48,9 +52,15 @@ class Format:
 
 
 FORMATS: Final = {
-    "plain": Format("plain", None), "fp8": Format("fp8", torch.uint8), "int8": Format("int8", torch.int8),
-    "int4": Format("int4", torch.uint8, packed=2, key_group=KEY_GROUP),
+    "plain": Format("plain", None), "fp8": Format("fp8", torch.uint8),
+    "int8": Format("int8", torch.int8, key_group=64, whole=128),
+    "int4": Format("int4", torch.uint8, packed=2, key_group=32),
 }
+
+PAIRS: Final = {name: (format, format) for name, format in FORMATS.items()} | {
+    "k8v4": (FORMATS["int8"], Format("int4", torch.uint8, packed=2, value_group=64, whole=128)),
+}
+"""What a pool may be asked for, and the formats of its keys and of its values."""
 
 
 def scale_dtype(groups: int) -> torch.dtype:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import PoolError
-from .formats import FORMATS, Format
+from .formats import PAIRS, Format
 
 
 @dataclass(frozen=True)
@@ -28,23 +28,33 @@ class Geometry:
     format: str = "plain"
 
     def __post_init__(self) -> None:
-        if self.format not in FORMATS:
-            raise PoolError(f"a pool's format is one of {', '.join(FORMATS)}; found {self.format!r}")
+        if self.format not in PAIRS:
+            raise PoolError(f"a pool's format is one of {', '.join(PAIRS)}; found {self.format!r}")
         for name in ("layers", "kv_heads", "k_dim", "v_dim", "page"):
             if getattr(self, name) < 1:
                 raise PoolError(f"a pool's {name} is at least 1; found {getattr(self, name)}")
-        if self.k_dim % self.stored.packed or self.v_dim % self.stored.packed:
-            raise PoolError(f"{self.format} holds {self.stored.packed} channels a byte; found {self.k_dim} and {self.v_dim}")
+        for stored, dim in zip(self.stored, (self.k_dim, self.v_dim), strict=True):
+            if dim % stored.packed:
+                raise PoolError(f"{stored.name} holds {stored.packed} channels a byte; found {dim}")
 
     @property
-    def stored(self) -> Format:
-        return FORMATS[self.format]
+    def stored(self) -> tuple[Format, Format]:
+        """Of keys and of values."""
+        return PAIRS[self.format]
+
+    def __str__(self) -> str:
+        """`32 layers, 8 x 128, bfloat16, pages of 64 in int8`."""
+        dims = f"{self.k_dim}" if self.k_dim == self.v_dim else f"({self.k_dim}, {self.v_dim})"
+        kind = "" if self.format == "plain" else f" in {self.format}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.layers} layers, {self.kv_heads} x {dims}, {dtype}, pages of {self.page}{kind}"
 
     @property
     def token_bytes(self) -> int:
         """Bytes of one token in all layers of a page, scales among them."""
-        k, v = (self.stored.row_bytes(dim, self.dtype, keys) for dim, keys in ((self.k_dim, True), (self.v_dim, False)))
-        return self.layers * self.kv_heads * (k + v)
+        k, v = self.stored
+        row = k.row_bytes(self.k_dim, self.dtype, keys=True) + v.row_bytes(self.v_dim, self.dtype, keys=False)
+        return self.layers * self.kv_heads * row
 
     @property
     def page_bytes(self) -> int:

@@ -12,6 +12,7 @@ class Group:
     """The `layers`, by number, of one `window` (tokens a query sees, itself included; None: all), and a sequence for each row.
 
     `number` is its own place in the tables of the batch. What changes its pages says which cells of the tables change.
+    `offloaded`: its pages are on the host but for the turn of its layers.
     """
 
     def __init__(
@@ -22,6 +23,7 @@ class Group:
         self.window = window
         self.layers = layers
         self.sequences = sequences
+        self.offloaded = False
 
     def marks(self) -> list[tuple[int, int]]:
         """Of each row: pages it has, and the last of them."""
@@ -44,6 +46,10 @@ class Group:
             gone = sequence.start // self.pool.geometry.page - before
             cells += self._cells(row, sequence, -gone, [-1] * gone)
         return cells
+
+    def cells(self) -> list[Cell]:
+        """All pages, of which none is on the host."""
+        return [cell for row, sequence in enumerate(self.sequences) for cell in self._cells(row, sequence, 0, sequence.pages)]
 
     def _cells(self, row: int, sequence: Sequence, first: int, pages: list[int]) -> list[Cell]:
         """Pages from the `first` of a sequence on."""

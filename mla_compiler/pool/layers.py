@@ -72,6 +72,8 @@ class PooledLayer(CacheLayerMixin):
     def _traced(self, batch: Batch, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Tensors and constants only: the host's numbers change in every step, and would be compiled anew."""
         slate, tokens = batch.slate, k.shape[2]
+        if batch.offloaded:
+            raise PoolError("an offloaded cache moves its pages between layers, which compiled code has no room for")
         if self.number == 0:
             POOL.pool_room(slate.handle, slate.tables, tokens)
         table = slate.tables[self.row]
@@ -87,6 +89,8 @@ class PooledLayer(CacheLayerMixin):
         assert self.group is not None
         if self.number not in batch.unwritten:
             batch.begin(k, v)
+        if self.group.offloaded and self.number == self.group.layers[0]:
+            batch.take_turn(self.group)
         within, table, length = self.group.layers.index(self.number), batch.slate.tables[self.row], batch.length
         batch.pool.write(within, table, batch.before, k, v)
         if self.empty:

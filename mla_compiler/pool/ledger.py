@@ -11,6 +11,7 @@ from .fences import Fence
 from .geometry import Geometry
 from .pages import Pages
 from .sequences import Sequence
+from .shelf import Shelf
 
 
 class Ledger:
@@ -20,6 +21,9 @@ class Ledger:
         self.geometry = geometry
         self.pages = Pages(count)
         self.sequences: set[Sequence] = set()
+        self.idle: dict[Sequence, None] = {}
+        """May be evicted; idle longest first."""
+        self.shelf: Shelf | None = None
         self._fence = fence
 
     def enter(self, sequence: Sequence) -> Sequence:
@@ -33,18 +37,27 @@ class Ledger:
                 raise PoolError("this sequence is released" if sequence.released else "this sequence is of another pool")
 
     def need(self, sequences: List[Sequence], tokens: int) -> int:
-        """Pages that `extend` would take, copies of shared tails among them."""
+        """Pages that `extend` would take, copies of shared tails and what is on the host among them."""
         self.check(sequences)
         if len(set(sequences)) != len(sequences) or tokens < 0:
             raise PoolError(f"distinct sequences grow by 0 or more tokens; found {tokens} for {len(sequences)}")
-        return sum(self._missing(s, tokens) for s in sequences) + len(self._shared_tails(sequences, tokens))
+        missing = sum(self._missing(s, tokens) for s in sequences)
+        return missing + len(self._shared_tails(sequences, tokens)) + len(self.away(sequences))
+
+    def away(self, sequences: List[Sequence]) -> Counter[int]:
+        """Slots of the shelf that hold their pages, and how many of them hold each."""
+        return Counter(~page for sequence in sequences for page in sequence.pages if page < 0)
+
+    def pages_after(self, sequence: Sequence, tokens: int) -> int:
+        """Pages it has once it has grown."""
+        return len(sequence.pages) + self._missing(sequence, tokens)
 
     def extend(self, sequences: List[Sequence], tokens: int, copy: Callable[[list[int], list[int]], None]) -> None:
-        """Room for `tokens` more in each; `copy(sources, targets)` copies the tails that others hold.
+        """Room for `tokens` more in each, all of them in the arena; `copy(sources, targets)` copies the tails that others hold.
 
         Raises PoolExhausted, and then nothing has changed.
         """
-        fresh = self.pages.take(self.need(sequences, tokens))
+        fresh = self.pages.take(self.need(sequences, tokens))[::-1]  # popped in the order in which they lie
         copied = self._shared_tails(sequences, tokens)
         sources, targets = [s.pages[-1] for s in copied], [fresh.pop() for _ in copied]
         copy(sources, targets)
@@ -54,14 +67,17 @@ class Ledger:
         for sequence in sequences:
             if tokens and sequence.length % self.geometry.page:
                 self.pages.own(sequence.pages[-1])
+                self._written(sequence.pages[-1])
             sequence.pages.extend(fresh.pop() for _ in range(self._missing(sequence, tokens)))
             sequence.length += tokens
 
     def share(self, sequence: Sequence, tokens: int) -> Sequence:
         """A new sequence of the first `tokens` tokens, in the same pages."""
         pages = sequence.pages[: self._kept(sequence, tokens)]
-        self.pages.hold(pages)
-        return self.enter(Sequence(tokens, sequence.start, pages))
+        self.pages.hold(page for page in pages if page >= 0)
+        if self.shelf is not None:
+            self.shelf.slots.hold(~page for page in pages if page < 0)
+        return self.enter(Sequence(tokens, sequence.start, pages, arriving=sequence.arriving))
 
     def truncate(self, sequence: Sequence, tokens: int) -> None:
         kept = self._kept(sequence, tokens)
@@ -82,11 +98,20 @@ class Ledger:
         self.check([sequence])
         self._drop(sequence.pages)
         self.sequences.discard(sequence)
+        self.idle.pop(sequence, None)
         sequence.pages, sequence.released = [], True
 
     def _drop(self, pages: list[int]) -> None:
-        if pages:
-            self.pages.drop(pages, self._fence())
+        here = [page for page in pages if page >= 0]
+        if here:
+            self.pages.drop(here, self._fence())
+        if self.shelf is not None:
+            self.shelf.slots.drop([~page for page in pages if page < 0], None)
+            self.shelf.discard(page for page in here if not self.pages.refs[page])
+
+    def _written(self, page: int) -> None:
+        if self.shelf is not None:
+            self.shelf.discard([page])
 
     def _missing(self, sequence: Sequence, tokens: int) -> int:
         """Pages between those the sequence has and those that `tokens` more take."""
@@ -102,12 +127,13 @@ class Ledger:
 
     def _shared_tails(self, sequences: List[Sequence], tokens: int) -> list[Sequence]:
         """Those whose last page is begun and will still be someone else's when their turn comes."""
-        copied, left = [], Counter[int]()
+        copied, left, away = [], Counter[int](), self.away(sequences)
         for sequence in sequences:
             if not tokens or sequence.length % self.geometry.page == 0:
                 continue
             tail = sequence.pages[-1]
-            if self.pages.refs[tail] - left[tail] > 1:
+            holders = self.pages.refs[tail] if tail >= 0 else away[~tail]  # a slot becomes a page of those who come back
+            if holders - left[tail] > 1:
                 left[tail] += 1
                 copied.append(sequence)
         return copied

@@ -42,14 +42,18 @@ class Pages:
         self.free.extend(range(self.count + count - 1, self.count - 1, -1))
         self.refs.extend([0] * count)
 
+    def check(self, count: int) -> None:
+        """Raises PoolExhausted where `take` would."""
+        if count > self.supply:
+            raise PoolExhausted.of(count, self.supply, self.count)
+
     def take(self, count: int) -> list[int]:
         """Pages for the current stream to write, each held once. Raises PoolExhausted and takes none if they are too few.
 
         When only pending pages are left, the current stream is made to wait for their readers; the host is not.
         """
         self.reap()
-        if count > self.supply:
-            raise PoolExhausted.of(count, self.supply, self.count)
+        self.check(count)
         while len(self.free) < count:
             fences, page = self.pending.popleft()
             for fence in fences:
@@ -70,8 +74,7 @@ class Pages:
         """One holder fewer, whose last use lies before `fence`. None: that is over."""
         for page in pages:
             self.refs[page] -= 1
-            if fence is not None:
-                self._readers.setdefault(page, {})[fence.stream] = fence
+            self.used(page, fence)
             if self.refs[page]:
                 continue
             fences = self._readers.pop(page, None)
@@ -79,6 +82,11 @@ class Pages:
                 self.pending.append((list(fences.values()), page))
             else:
                 self.free.append(page)
+
+    def used(self, page: int, fence: Fence | None) -> None:
+        """Something reads or writes this page until `fence`: it is nobody else's before."""
+        if fence is not None:
+            self._readers.setdefault(page, {})[fence.stream] = fence
 
     def reap(self) -> None:
         """The oldest pending pages become free, as far as their readers are done."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from .fences import Fence
 from .geometry import Geometry
 
 
@@ -14,13 +15,15 @@ from .geometry import Geometry
 class Sequence:
     """Tokens [start, length) of one sequence; token t lies in pages[t // page - start // page] at t % page.
 
-    `start` is above 0 once tokens are forgotten, as behind a sliding window. Changed by the pool alone.
+    `start` is above 0 once tokens are forgotten, as behind a sliding window. Changed by the pool alone. Below 0 a page is on
+    the host (`eviction`); `arriving`: the pages that were there have come back when this has passed.
     """
 
     length: int = 0
     start: int = 0
     pages: list[int] = field(default_factory=list)
     released: bool = False
+    arriving: Fence | None = None
 
     def __len__(self) -> int:
         return self.length

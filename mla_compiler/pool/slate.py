@@ -42,7 +42,7 @@ class Slate:
     def rewrite(self, tables: Tensor, rows: list[list[Sequence]], page: int) -> None:
         """All of `tables` (these, or what stands for them in a graph): of each group the sequence of each row."""
         cells = [
-            (group, row, sequence.start // page + n, number)
+            (group, row, sequence.start // page + n, max(number, -1))
             for group, sequences in enumerate(rows) for row, sequence in enumerate(sequences)
             for n, number in enumerate(sequence.pages)
         ]

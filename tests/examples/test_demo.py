@@ -1,4 +1,4 @@
-"""The main job: SmolLM2 with its trained weights generates the same tokens, eager and by flashmla."""
+"""Trained weights: SmolLM2 generates the same tokens, eager and by flashmla, and quantised pages cost it little."""
 
 import re
 import subprocess
@@ -28,3 +28,12 @@ def test_demo_generates_the_same_tokens():
     rows = re.findall(r"│ (eager|flashmla) .*│ (the same|a tie|DIFFERENT) *│", shown)
     assert rows == [("eager", "the same"), ("flashmla", "the same")]
     assert shown.count("attentions fused") == 1, "one graph: nothing was compiled again"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("weights")
+def test_pages_in_int8_cost_little():
+    shown = run("pool_accuracy.py", "--device", "cpu", "--length", "256", "--windows", "1", "--formats", "int8")
+    found = dict(re.findall(r"│ (plain|int8) .*\(([+-][\d.]+)%\)", shown))
+    assert found["plain"] == "+0.00" and abs(float(found["int8"])) <= 1.0
+    assert "23040" in shown and "12240" in shown

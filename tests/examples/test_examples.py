@@ -22,7 +22,10 @@ def run(name: str, *arguments: str) -> str:
 
 
 def test_every_example_is_run_here():
-    tested = {"demo.py", "handwritten.py", "packed_documents.py", "long_prefill.py", "inspect_kernel.py", "pool_replay.py"}
+    tested = {
+        "demo.py", "handwritten.py", "packed_documents.py", "long_prefill.py", "inspect_kernel.py", "pool_replay.py",
+        "pool_accuracy.py",
+    }
     assert {path.name for path in EXAMPLES.glob("*.py") if not path.name.startswith("_")} == tested
 
 

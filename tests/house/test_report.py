@@ -9,10 +9,11 @@ import rich.console
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mla_compiler import KVPool, report_store
 from mla_compiler import report as registry
-from mla_compiler import report_store
 from mla_compiler.errors import ReportError
 from mla_compiler.ir import Site
+from mla_compiler.pool import memory
 from mla_compiler.report import Report
 from mla_compiler.report_table import change, merge_names, pass_times, ranges, rows
 
@@ -41,6 +42,19 @@ def test_print_shows_what_matters(capsys):
     ):
         assert text in shown
     assert "\x1b" not in shown
+
+
+def test_the_memory_of_pools_has_a_table():
+    pool = KVPool(2, 1, 4, tokens=1024, page=16, format="int8")
+    pool.extend([pool.allocate()], 24)
+    (row,) = (row for row in memory() if row["pool"] == str(pool.geometry))
+    report = Report(meta={"memory": [row]})
+    shown, reserved = report.text(width=200), 1024 * 2 * 2 * (4 + 4)
+    sizes = f"{reserved // 1024} KiB", "1 KiB", "768 B", "256 B"
+    for text in ("2 layers, 1 x 4, float32, pages of 16 in int8", "high water", *sizes):
+        assert text in shown and text in report.html()
+    assert Report.from_json(report.json()) == report
+    assert "KV pool" not in mixed().text() + mixed().html()
 
 
 def test_every_site_has_its_row_if_asked():

@@ -90,6 +90,21 @@ class Checked:
         self.pool.forget(sequence, before)
         self.poison()
 
+    def evict(self, sequences):
+        before = self.picture()
+        try:
+            self.pool.evict(sequences)
+        except PoolExhausted as error:
+            assert error.need > error.supply and self.picture() == before
+        self.poison()
+
+    def prefetch(self, sequences):
+        before = self.picture()
+        try:
+            self.pool.prefetch(sequences)
+        except PoolExhausted as error:
+            assert error.need > error.supply and self.picture() == before
+
     def release(self, sequence):
         self.pool.release(sequence)
         del self.truth[sequence]
@@ -102,26 +117,46 @@ class Checked:
 
     def picture(self):
         """All the state that a failed operation must leave as it was."""
-        pages = self.pool.ledger.pages
-        return list(pages.refs), {sequence: (sequence.start, sequence.length, tuple(sequence.pages)) for sequence in self.truth}
+        pages, shelf = self.pool.ledger.pages, self.pool.ledger.shelf
+        slots = None if shelf is None else list(shelf.slots.refs)
+        sequences = {sequence: (sequence.start, sequence.length, tuple(sequence.pages)) for sequence in self.truth}
+        return list(pages.refs), slots, sequences
 
     def poison(self):
         pages = self.pool.ledger.pages
         for page in [*pages.free, *(page for _, page in pages.pending)]:
             for store in self.pool.arena.stores:
                 store.k[page] = store.v[page] = torch.nan
+        shelf = self.pool.ledger.shelf
+        for plane in [] if shelf is None else shelf._planes:
+            for slot in [*shelf.slots.free, *(slot for _, slot in shelf.slots.pending)]:
+                plane[slot] = torch.nan
 
     def check_pages(self):
-        """No page lost, none in two places, and as many holders as are counted."""
-        pages, holders = self.pool.ledger.pages, [0] * self.pool.ledger.pages.count
-        for sequence in self.truth:
-            for page in sequence.pages:
-                holders[page] += 1
-        assert holders == pages.refs
-        elsewhere = sorted([*pages.free, *(page for _, page in pages.pending)])
-        assert elsewhere == [page for page, refs in enumerate(pages.refs) if not refs]
+        """No page or slot lost, none in two places, and as many holders as are counted."""
+        entries, shelf = [page for sequence in self.truth for page in sequence.pages], self.pool.ledger.shelf
+        check_holders(self.pool.ledger.pages, [page for page in entries if page >= 0])
+        if shelf is not None:
+            check_holders(shelf.slots, [~page for page in entries if page < 0] + list(shelf.copies.values()))
+            for page, slot in shelf.copies.items():
+                assert self.pool.ledger.pages.refs[page] and shelf.slots.refs[slot]
 
     def check_contents(self, sequence):
-        k, v = self.pool.gather(sequence)
+        """Read where it is, or brought back for it, which may find no room."""
+        before = self.picture()
+        try:
+            k, v = self.pool.gather(sequence)
+        except PoolExhausted as error:
+            assert error.need > error.supply and self.picture() == before
+            return
         assert torch.equal(k, self.truth[sequence][0][:, :, sequence.start :])
         assert torch.equal(v, self.truth[sequence][1][:, :, sequence.start :])
+
+
+def check_holders(pages, entries):
+    holders = [0] * pages.count
+    for page in entries:
+        holders[page] += 1
+    assert holders == pages.refs
+    elsewhere = sorted([*pages.free, *(page for _, page in pages.pending)])
+    assert elsewhere == [page for page, refs in enumerate(pages.refs) if not refs]

@@ -168,3 +168,16 @@ def test_longer_than_it_was_told():
         steps(model, cache, ids)
     with pytest.raises(PoolError, match="at least 1"):
         PooledCache(model.config, tokens=64, longest=0)
+
+
+def test_keys_and_values_of_two_formats_are_gathered():
+    model, ids = MODELS["llama"](), prompt(MODELS["llama"]())["input_ids"]
+    pool = pool_for("llama", format="k8v4")
+    with watching() as seen:
+        caches = [opened(model, pool) for _ in range(2)]
+        for cache in caches:
+            model(ids, past_key_values=cache)
+        expected = model(ids[:, :1], past_key_values=caches[0]).logits
+        found = compile_forward(model)(ids[:, :1], past_key_values=caches[1]).logits
+    torch.testing.assert_close(found, expected)
+    assert {site.pages for site in seen.sites} == {"gathered: keys and values lie in different pages"}

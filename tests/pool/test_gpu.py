@@ -70,3 +70,34 @@ def test_generated_code_copies_no_pages(format):
     smallest = min(x.numel() for store in pool.arena.stores for x in store.tensors())
     assert shapes and all(math.prod(int(d) for d in shape.split(",") if d.strip()) < smallest for shape in shapes)
     assert logits.isfinite().all()
+
+
+def test_evicted_pages_come_back():
+    """Copies on a stream of their own, while this one goes on writing pages that were taken from them."""
+    pool = KVPool(2, 4, 64, dtype=torch.bfloat16, device="cuda", tokens=4096, host_tokens=8192)
+    x = torch.randn(3, 2, 4, 2000, 64, dtype=torch.bfloat16, device="cuda")
+    sequences = [pool.allocate() for _ in range(3)]
+    for turn in range(4):
+        for sequence, new in zip(sequences, x, strict=True):
+            part = new[:, :, 500 * turn : 500 * turn + 500]
+            pool.append(sequence, part, part)
+            pool.idle([sequence])
+    assert pool.stats().evicted
+    for _ in range(3):
+        for at, sequence in enumerate(sequences):
+            pool.idle(sequences)
+            k, v = pool.gather(sequence)
+            assert torch.equal(k, x[at]) and torch.equal(v, x[at])
+    for sequence in sequences:
+        pool.release(sequence)
+    torch.cuda.synchronize()
+    assert pool.stats().held == pool.stats().evicted == pool.stats().pending == 0
+
+
+@pytest.mark.parametrize("offload", [1, 5])
+def test_layers_on_the_host(offload):
+    model, inputs = on_gpu("gemma", padded=True)
+    cache = PooledCache(model.config, pool=pool_for("gemma", host_tokens=16384), offload=offload)
+    expected = generated(model, hf.DynamicCache(config=model.config), inputs, do_sample=False)
+    assert torch.equal(generated(model, cache, inputs, do_sample=False), expected)
+    assert cache.pool.ledger.shelf.nbytes

@@ -7,7 +7,16 @@ import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
 
 from mla_compiler import KVPool, PoolError, PoolExhausted
 
@@ -22,7 +31,11 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.checked = Checked(deferred=self.deferred)
+        self.checked = Checked(deferred=self.deferred, host_tokens=8 * PAGE)
+
+    @initialize(target=live)
+    def begin(self):
+        return multiple(self.checked.allocate(), self.checked.allocate())
 
     @rule(target=live)
     def allocate(self):
@@ -32,9 +45,9 @@ class Machine(RuleBasedStateMachine):
     def append(self, sequence, tokens):
         self.checked.append(sequence, tokens)
 
-    @rule(sequences=st.lists(live, unique=True, min_size=1, max_size=4), tokens=st.integers(0, PAGE + 1))
+    @rule(sequences=st.tuples(live, live, live), tokens=st.integers(0, PAGE + 1))
     def extend(self, sequences, tokens):
-        self.checked.extend_all(sequences, tokens)
+        self.checked.extend_all(list(dict.fromkeys(sequences)), tokens)
 
     @rule(sequence=live)
     def fail(self, sequence):
@@ -58,6 +71,15 @@ class Machine(RuleBasedStateMachine):
     def forget(self, sequence, before):
         self.checked.forget(sequence, before)
 
+    @rule(one=live, other=live, how=st.sampled_from(["idle", "evict", "prefetch"]))
+    def shelve(self, one, other, how):
+        subject = self.checked.pool if how == "idle" else self.checked
+        getattr(subject, how)(list(dict.fromkeys([one, other])))
+
+    @rule(sequence=live)
+    def read(self, sequence):
+        self.checked.check_contents(sequence)
+
     @rule(target=live, sequence=consumes(live))
     def release(self, sequence):
         self.checked.release(sequence)
@@ -73,7 +95,15 @@ class Machine(RuleBasedStateMachine):
     def holds(self):
         self.checked.check_pages()
         for sequence in self.checked.truth:
+            if all(page >= 0 for page in sequence.pages):  # to read the others would bring them back
+                self.checked.check_contents(sequence)
+
+    def teardown(self):
+        for sequence in list(self.checked.truth):
             self.checked.check_contents(sequence)
+            self.checked.release(sequence)
+        self.checked.pass_fences(len(self.checked.fences))
+        assert self.checked.pool.stats().held == self.checked.pool.stats().evicted == 0
 
 
 class DeferredMachine(Machine):
@@ -82,20 +112,24 @@ class DeferredMachine(Machine):
     deferred = True
 
 
-TestMachine = Machine.TestCase
-TestDeferredMachine = DeferredMachine.TestCase
-TestMachine.settings = TestDeferredMachine.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+@pytest.mark.parametrize("machine", [Machine, DeferredMachine], ids=["at once", "behind fences"])
+def test_any_order_of_calls(machine, pool_steps):
+    size = settings(max_examples=max(pool_steps // 200, 1), stateful_step_count=50, deadline=None)
+    run_state_machine_as_test(machine, settings=size)
 
 
-ACTIONS = {"append": 9, "batch": 3, "fork": 2, "share": 2, "truncate": 2, "forget": 1, "release": 4, "fences": 4}
+ACTIONS = {
+    "append": 9, "batch": 3, "fork": 2, "share": 2, "truncate": 2, "forget": 1, "release": 4, "fences": 4,
+    "idle": 2, "evict": 2,
+}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("deferred", [False, True], ids=["at once", "behind fences"])
-def test_100_000_steps(deferred):
+def test_many_steps(deferred, pool_steps):
+    """`pytest tests/pool --pool-steps 100000` takes a hundred thousand in all."""
     chance = random.Random(5)
-    checked = Checked(tokens=PAGE * 24, deferred=deferred)
-    for step in range(50_000):  # of each kind
+    checked = Checked(tokens=PAGE * 24, deferred=deferred, host_tokens=PAGE * 16)
+    for step in range(pool_steps // 2):
         live = list(checked.truth)
         one = chance.choice(live) if live else checked.allocate()
         action = chance.choices(list(ACTIONS), ACTIONS.values())[0]
@@ -111,6 +145,10 @@ def test_100_000_steps(deferred):
             checked.forget(one, one.length - PAGE)
         elif action == "release":
             checked.release(one)
+        elif action == "idle":
+            checked.pool.idle([one])
+        elif action == "evict":
+            checked.evict([one])
         elif action == "fences":
             checked.pass_fences(3)
         if one in checked.truth:
@@ -122,16 +160,16 @@ def test_100_000_steps(deferred):
 
 
 def test_eight_threads():
-    """Each keeps its own sequences, all forked from one prompt; the pool is too small for all at once."""
-    pool = KVPool(LAYERS, HEADS, K_DIM, V_DIM, tokens=PAGE * 40, page=PAGE)
-    root, failures, exhausted = pool.allocate(), [], []
+    """Each keeps its own sequences, all forked from one prompt; the pool is too small for all at once, and so is the host."""
+    pool = KVPool(LAYERS, HEADS, K_DIM, V_DIM, tokens=PAGE * 24, page=PAGE, host_tokens=PAGE * 8)
+    root, failures, exhausted, read = pool.allocate(), [], [], []
     prompt = torch.arange(6.0)[None, None, :, None]
     pool.append(root, prompt.expand(LAYERS, HEADS, 6, K_DIM), prompt.expand(LAYERS, HEADS, 6, V_DIM))
 
     def work(number):
         chance = random.Random(number)
         try:
-            for turn in range(150):
+            for turn in range(50):
                 mine, expected = pool.fork(root), list(range(6))
                 for step in range(chance.randrange(20)):
                     token = number * 1e4 + turn * 20 + step
@@ -141,9 +179,13 @@ def test_eight_threads():
                         expected.append(token)
                     except PoolExhausted:
                         exhausted.append(number)
-                k, v = pool.gather(mine)
-                assert k[1, 0, :, 0].tolist() == expected == v[0, 0, :, 0].tolist()
+                pool.idle([mine])
                 pool.stats()
+                try:
+                    k, v = pool.gather(mine)
+                    read.append(k[1, 0, :, 0].tolist() == expected == v[0, 0, :, 0].tolist())
+                except PoolExhausted:  # it was evicted meanwhile, and does not fit now
+                    exhausted.append(number)
                 pool.release(mine)
         except BaseException as error:
             failures.append(error)
@@ -155,6 +197,7 @@ def test_eight_threads():
     for thread in threads:
         thread.join(timeout=120)
     assert not failures and not any(thread.is_alive() for thread in threads)
+    assert all(read) and len(read) > 8 * 50 // 2 and exhausted
     assert pool.stats().sequences == 1 and pool.stats().held == 2 * pool.geometry.page_bytes
     pool.release(root)
-    assert len(pool.ledger.pages.free) == 40
+    assert len(pool.ledger.pages.free) == 24

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from mla_compiler import KVPool, PoolError, PoolExhausted
+from mla_compiler.pool.plot import states
+from mla_compiler.pool.stats import read_tokens
 
 from .model import FakeFence
 
@@ -185,11 +187,14 @@ def test_operands_of_another_dtype_are_refused_and_nothing_has_changed():
 
 
 def test_ranges_in_a_trace():
-    pool = KVPool(1, 1, 1, tokens=32)
+    pool = KVPool(1, 1, 1, tokens=128, host_tokens=64)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        pool.release(filled(pool, 3))
+        sequence = filled(pool, 3)
+        pool.evict([sequence])
+        pool.gather(sequence)
+        pool.release(sequence)
     found = {event.key for event in profile.key_averages()}
-    assert {f"flashmla::pool.{name}" for name in ("append", "extend", "release")} <= found
+    assert {f"flashmla::pool.{name}" for name in ("append", "extend", "release", "evict", "bring", "read")} <= found
 
 
 @pytest.mark.gpu
@@ -203,3 +208,17 @@ def test_pages_come_back_on_a_gpu():
         pool.release(sequence)
     torch.cuda.synchronize()
     assert pool.stats().held == pool.stats().pending == 0
+
+
+def test_a_plot_has_every_page_in_its_state(tmp_path):
+    streams = Streams()
+    pool = KVPool(1, 1, 1, tokens=24, page=4, fence=streams, host_tokens=8)
+    one, gone, idle = filled(pool, 6), filled(pool, 2), filled(pool, 4)
+    pool.share(one, 4)
+    pool.release(gone)
+    pool.idle([idle])
+    assert states(pool.ledger) == ["shared", "held", "pending", "idle", "free", "free"]
+    assert read_tokens(pool.geometry, pool.ledger) == [4, 2, 0, 4, 0, 0]
+    pytest.importorskip("matplotlib")
+    pool.plot(tmp_path / "arena.png")
+    assert (tmp_path / "arena.png").read_bytes().startswith(b"\x89PNG")
