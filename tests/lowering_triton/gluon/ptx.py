@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,16 +11,16 @@ import torch
 _NUMBER = re.compile(r"0x([0-9A-F]+)|(-?\d+)$")
 
 
-def ptx(text: str, inputs: list[torch.Tensor], outputs: int, dtype: Any) -> list[torch.Tensor]:
-    """The instructions of an inline text over whole tensors; $0 .. are outputs, then inputs. A register is its bits."""
-    registers = {f"${outputs + at}": x.as_subclass(torch.Tensor) for at, x in enumerate(inputs)}
+def ptx(text: str, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The instructions of an inline text over whole tensors; $0 is the output, then inputs. A register is its bits."""
+    registers = {f"${1 + at}": x.as_subclass(torch.Tensor) for at, x in enumerate(inputs)}
     for line in re.split(r"[;\n]", text.strip("{} \n")):
         name, *rest = line.split(maxsplit=1)[:2] if line.strip(" {}") else [""]
         if not rest or name.startswith("."):
             continue
         target, *sources = (part.strip() for part in rest[0].split(","))
         registers[target] = _INSTRUCTIONS[name](*(_value(source, registers) for source in sources))
-    return [registers[f"${at}"] for at in range(outputs)]
+    return registers["$0"]
 
 
 def _value(text: str, registers: dict[str, torch.Tensor]) -> Any:
