@@ -15,6 +15,8 @@ from ..ir import AttentionSpec, Reason
 from ..ops import LIBRARY
 from . import cpu, cpu_latent
 from .bounds import bounds
+from .fp8 import quantize_latent
+from .projected import attend_projected
 from .select_latent import choose_latent, supports_latent
 
 __all__ = ["choose", "choose_latent", "register", "supports", "supports_latent"]
@@ -28,8 +30,10 @@ def register() -> None:
         return
     for name in ("attend", "summarize", "sdpa"):
         LIBRARY.impl(name, getattr(cpu, name), "CPU")
-    LIBRARY.impl("bounds", bounds, "CPU")
-    LIBRARY.impl("bounds", bounds, "CUDA")
+    for device in ("CPU", "CUDA"):
+        LIBRARY.impl("bounds", bounds, device)
+        LIBRARY.impl("attend_projected", attend_projected, device)
+        LIBRARY.impl("quantize_latent", quantize_latent, device)
     LIBRARY.impl("sdpa", cpu.sdpa, "CUDA")
     LIBRARY.impl("attend", _gpu_attend, "CUDA")
     LIBRARY.impl("attend_latent", cpu_latent.attend_latent, "CPU")

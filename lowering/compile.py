@@ -14,7 +14,7 @@ import torch
 
 from ..errors import OptionError
 from ..ir import AttentionSpec, Site
-from . import codegen, disassembly, gpu, gpu_latent, tma
+from . import codegen, disassembly, fp8, gpu, gpu_latent, tma
 from .choice import Choice
 from .decode import launch as decode
 from .hopper import launch as hopper
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 DEFAULT_ARCH = "sm_90"
 _DTYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 _ALIGNED = [["tt.divisibility", 16]]
-_STRIDES = {"latent_strides": 3, "rope_strides": 3, "chosen_strides": 3, "pages_strides": 2}
+_STRIDES = {"latent_strides": 3, "rope_strides": 3, "chosen_strides": 3, "pages_strides": 2,
+            "scales_strides": 3}
 """How many, where not 4."""
 
 
@@ -63,7 +64,7 @@ def kernels_of_sites(sites: Iterable[Site], arch: str | None = None) -> list[Com
     """
     wanted = {}
     for site in sites:
-        if site.latent.startswith("absorbed"):
+        if site.latent.startswith(("absorbed", "either")):
             continue
         q, k, v = shapes_of(site.shape)
         wanted[site.spec, q[3], v[3], site.dtype, q[1:3] == (q[1], 1)] = (q, k[2])
@@ -120,7 +121,7 @@ def compile_kernel(
 
 def compile_latent(
     spec: AttentionSpec, choice: Choice, rank: int, width: int, dtype: torch.dtype, arch: str = DEFAULT_ARCH,
-    paged: bool = False, heads: int = 128,
+    paged: bool = False, heads: int = 128, packed: bool = False,
 ) -> CompiledKernel:
     """One kernel of attend_latent for one architecture: families mla, tokens, and of Hopper mla_exchange, tokens_exchange."""
     from . import modules
@@ -141,7 +142,10 @@ def compile_latent(
         constants |= {} if choice.programs or choice.kv_splits > 1 else {"workspace": None, "lse": None}
     else:
         types |= {"out": "*fp32"} if choice.kv_splits > 1 else {}
-        constants, registers = gpu_latent.constants(choice, rank, width, paged), 0
+        types |= {"latent": "*u8", "scales": "*fp32"} if packed else {}
+        form = fp8.conversion(machine_named(arch)) if packed else 0
+        constants, registers = gpu_latent.constants(choice, rank, width, paged, form=form), 0
+        constants |= {} if packed else {"scales": None}
     built = build(function, types, constants, arch, choice.warps, choice.stages, registers)
     return record(built, choice.family, arch, str(spec), str(choice), source)
 

@@ -1,7 +1,8 @@
 """flashmla::attend_latent on the CPU, in ATen: attention of H heads over the one key [latent; rope], or over chosen tokens
 
 Without tokens it is cpu.attend with k = [latent; rope], v = latent and one KV head. With tokens, rows go in blocks: the
-latents that a row chose are gathered, the spec is asked at j = tokens, and no other key is read.
+latents that a row chose are gathered, the spec is asked at j = tokens, and no other key is read. Packed latents are unpacked
+first, all of them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from ..ir import AttentionSpec
 from ..ops import output_like
-from . import cpu
+from . import cpu, fp8
 from .checks_latent import check_latent_operands
 from .cpu_plan import Plan, plan_of
 from .cpu_rows import Part, merge
@@ -27,18 +28,20 @@ GATHERED = 1 << 22
 
 
 def attend_latent(
-    q_latent: Tensor, q_rope: Tensor, latent: Tensor, rope: Tensor, tokens: Tensor | None, pages: Tensor | None,
+    q_latent: Tensor, q_rope: Tensor, latent: Tensor, rope: Tensor | None, tokens: Tensor | None, pages: Tensor | None,
     tables: Sequence[Tensor], sizes: Sequence[int], scalars: Sequence[float], spec: str,
 ) -> Tensor:
     """out [B, H, T, R] in the memory order of output_like. Raises OperandError where operands and spec disagree."""
     check_latent_operands(q_latent, q_rope, latent, rope, tokens, pages, tables, sizes, scalars, spec)
     if pages is not None:
-        latent, rope = (x[pages.long()].flatten(1, 2) for x in (latent, rope))
+        latent, rope = (None if x is None else x[pages.long()].flatten(1, 2) for x in (latent, rope))
+    if rope is None:
+        latent, rope = fp8.dequantize(latent, q_latent.shape[3], q_latent.dtype, q_latent.dtype)
     q = torch.cat([q_latent, q_rope], -1)
     if tokens is None:
         k = torch.cat([latent, rope], -1)[:, None]
         return cpu.attend(q, k, latent[:, None], list(tables), list(sizes), list(scalars), _shared(spec, q.shape[1]))
-    out = output_like(q_latent, latent, heads_first=False)
+    out = output_like(q_latent, q_latent, heads_first=False)
     if out.numel() == 0 or latent.shape[1] == 0 or tokens.shape[2] == 0:
         return out.zero_()
     plan = plan_of(spec, torch.promote_types(q.dtype, torch.float32))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..ir import AttentionSpec
 from ..ops import output_like
-from . import gpu, tma
+from . import fp8, gpu, tma
 from .checks_latent import PAGE, check_latent_operands
 from .choice import Choice, padded
 from .launch import launch as start
@@ -28,14 +28,22 @@ from .select import DTYPES
 @dataclass(frozen=True)
 class Latents:
     """q_latent [B, H, T, R], q_rope [B, H, T, P]; latent, rope [B, S, .] or, with pages [B, S / 64], [PAGES, 64, .];
-    tokens [B, T, K]."""
+    tokens [B, T, K]. Without rope, latent is packed: uint8 [.., R + R/32 + 2 P]."""
 
     q_latent: Tensor
     q_rope: Tensor
     latent: Tensor
-    rope: Tensor
+    rope: Tensor | None
     tokens: Tensor | None = None
     pages: Tensor | None = None
+
+    @property
+    def fields(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """latent, rope and, of packed latents, whose latent is bytes, the scales; views."""
+        if self.rope is not None:
+            return self.latent, self.rope, None
+        found = fp8.fields(self.latent, self.q_latent.shape[3], self.q_latent.dtype)
+        return found.codes, found.rope, found.scales
 
     @property
     def keys(self) -> int:
@@ -44,14 +52,14 @@ class Latents:
 
 
 def attend_latent(
-    q_latent: Tensor, q_rope: Tensor, latent: Tensor, rope: Tensor, tokens: Tensor | None, pages: Tensor | None,
+    q_latent: Tensor, q_rope: Tensor, latent: Tensor, rope: Tensor | None, tokens: Tensor | None, pages: Tensor | None,
     tables: Sequence[Tensor], sizes: Sequence[int], scalars: Sequence[float], spec: str,
 ) -> Tensor:
     """The op. OperandError where operands and spec disagree."""
     check_latent_operands(q_latent, q_rope, latent, rope, tokens, pages, tables, sizes, scalars, spec, DTYPES)
     meaning = AttentionSpec.parse(spec)
     given = Latents(q_latent, q_rope, latent, rope, tokens, pages)
-    out = output_like(q_latent, latent, heads_first=False)
+    out = output_like(q_latent, q_latent, heads_first=False)
     if out.numel() == 0 or given.keys == 0 or (tokens is not None and tokens.shape[2] == 0):
         return out.zero_()
     operands = gpu.operands(meaning, list(tables), list(sizes), list(scalars))
@@ -65,7 +73,8 @@ def _choice(spec: AttentionSpec, given: Latents, operands: list[Any], out: Tenso
     if not spec.autotune or gpu.interpreted():
         return options[0]
     tokens = None if given.tokens is None else given.tokens.shape[2]
-    facts = (*given.q_latent.shape, gpu.rounded(given.keys), given.rope.shape[2], tokens, given.pages is not None)
+    facts = (*given.q_latent.shape, gpu.rounded(given.keys), given.q_rope.shape[3], tokens, given.pages is not None,
+             given.rope is None)
     return gpu.fastest(spec, options, facts, out.dtype, device, lambda choice: launch(spec, choice, given, operands, out))
 
 
@@ -79,7 +88,7 @@ def candidates(spec: AttentionSpec, given: Latents, machine: Machine) -> tuple[C
     shape = shape_of(given)
     family = "mla" if given.tokens is None else "tokens"
     plain = tiles(family, shape, spec.kv_splits, machine)
-    if gpu.interpreted() or not exchange.serves(spec, shape, given.latent.dtype, machine):
+    if gpu.interpreted() or given.rope is None or not exchange.serves(spec, shape, given.latent.dtype, machine):
         return plain
     if not tma.describable(given.q_latent, given.q_rope, given.latent, given.rope):
         return plain
@@ -91,10 +100,10 @@ def candidates(spec: AttentionSpec, given: Latents, machine: Machine) -> tuple[C
 def shape_of(given: Latents) -> Shape:
     """What decides the configuration."""
     batch, heads, queries, rank = given.q_latent.shape
-    width, itemsize = given.rope.shape[2], given.latent.itemsize
+    facts = given.q_rope.shape[3], given.q_latent.itemsize, given.rope is None
     if given.tokens is None:
-        return Shape(batch, heads * queries, given.keys, rank, width, itemsize)
-    return Shape(batch * queries, heads, given.tokens.shape[2], rank, width, itemsize)
+        return Shape(batch, heads * queries, given.keys, rank, *facts)
+    return Shape(batch * queries, heads, given.tokens.shape[2], rank, *facts)
 
 
 def launch(spec: AttentionSpec, choice: Choice, given: Latents, operands: list[Any], out: Tensor) -> None:
@@ -111,10 +120,12 @@ def launch(spec: AttentionSpec, choice: Choice, given: Latents, operands: list[A
     sizes = [batch, heads, queries, given.keys, *([] if given.tokens is None else [shape.keys]), splits]
     kernel = getattr(gpu.kernel(spec, choice.family), choice.family)
     grid = (splits * -(-shape.rows // choice.block_m) * shape.items,)
-    latents = (given.latent, given.rope, *([] if given.tokens is None else [given.tokens]))
-    arguments = (*_with_strides(given.q_latent, given.q_rope, *latents), *_pages(given), parts, out.stride(), lse, *sizes,
-                 *operands)
-    fixed = constants(choice, rank, shape.rope, given.pages is not None, gpu.upcast(given.latent.dtype))
+    latent, rope, scales = given.fields
+    latents = (latent, rope, *([] if given.tokens is None else [given.tokens]))
+    arguments = (*_with_strides(given.q_latent, given.q_rope, *latents), *_or_none(given.pages, 2), *_or_none(scales, 3),
+                 parts, out.stride(), lse, *sizes, *operands)
+    form = 0 if scales is None else fp8.conversion(machine_of(out.device))
+    fixed = constants(choice, rank, shape.rope, given.pages is not None, gpu.upcast(given.q_latent.dtype), form)
     with torch.cuda.device_of(out):
         start(kernel, grid, arguments, fixed, choice.warps, choice.stages, out.device.index)
         if lse is not None:
@@ -128,18 +139,19 @@ def _exchange(spec: AttentionSpec, choice: Choice, given: Latents, operands: lis
     shape, lanes = shape_of(given), exchange.lanes(choice, *given.q_latent.shape[1:3])
     workspace, lse, cuts = _workspace(choice, shape, lanes, rank, out)
     sizes = [batch, heads, queries, given.keys]
+    latent, rope, _ = given.fields
     if given.tokens is None:
         sizes += [choice.kv_splits]
     else:
         tiles = -(-shape.keys // choice.block_n)
         sizes += [shape.keys, choice.kv_splits, *exchange.shares(shape.items, tiles, max(1, choice.programs // lanes))]
-    tensors = {"q_latent": given.q_latent, "q_rope": given.q_rope, "latent": given.latent, "rope": given.rope, "out": out}
+    tensors = {"q_latent": given.q_latent, "q_rope": given.q_rope, "latent": latent, "rope": rope, "out": out}
     by_tma = exchange.described(choice, tensors)
     latents = [by_tma["latent"], by_tma["rope"]] if given.tokens is None else _with_strides(
-        given.latent, given.rope, given.tokens)
+        latent, rope, given.tokens)
     parts = None if workspace is None else exchange.describe(workspace, *exchange.part(rank))
-    arguments = (by_tma["q_latent"], by_tma["q_rope"], *latents, *_pages(given), by_tma["out"], parts, lse, cuts, *sizes,
-                 *operands)
+    arguments = (by_tma["q_latent"], by_tma["q_rope"], *latents, *_or_none(given.pages, 2), by_tma["out"], parts, lse, cuts,
+                 *sizes, *operands)
     fixed = exchange.constants(choice, heads, rank, shape.rope, given.pages is not None)
     kernel = getattr(gpu.kernel(spec, choice.family), choice.family)
     with torch.cuda.device_of(out):
@@ -165,8 +177,8 @@ def _workspace(
     return parts, out.new_empty(slots * exchange.ROWS, dtype=torch.float32), cuts
 
 
-def _pages(given: Latents) -> list[Any]:
-    return _with_strides(given.pages) if given.pages is not None else [None, (0, 0)]
+def _or_none(x: Tensor | None, dims: int) -> list[Any]:
+    return _with_strides(x) if x is not None else [None, (0,) * dims]
 
 
 def _merge(parts: Tensor, lse: Tensor, cuts: Tensor | None, out: Tensor, items: int, rows: int, count: int, splits: int,
@@ -186,10 +198,10 @@ def _with_strides(*tensors: Tensor) -> list[Any]:
     return [argument for tensor in tensors for argument in (tensor, tensor.stride())]
 
 
-def constants(choice: Choice, rank: int, width: int, paged: bool, upcast: bool = False) -> dict[str, Any]:
-    """The constexpr arguments of a plain kernel."""
+def constants(choice: Choice, rank: int, width: int, paged: bool, upcast: bool = False, form: int = 0) -> dict[str, Any]:
+    """The constexpr arguments of a plain kernel; form: as `fp8.conversion`, 0 of latents that are not packed."""
     return {
         "R": rank, "P": width, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n, "BLOCK_R": padded(rank),
         "BLOCK_P": padded(width), "STAGES": choice.stages, "IN_PAGES": paged, "IN_PARTS": choice.kv_splits > 1,
-        "UPCAST": upcast,
+        "UPCAST": upcast, "FP8": form,
     }

@@ -10,7 +10,7 @@ from torch.fx import Node
 
 from .costs_latent import Decision, LatentShape, decide
 from .ir import Rejected
-from .passes import absorb_mla, certify, emit, emit_latent, select_tokens
+from .passes import absorb_mla, certify, emit, emit_latent, emit_projected, select_tokens
 from .passes.absorb_mla import Latents
 from .passes.build import Builder
 from .passes.fold_operands import build
@@ -35,7 +35,17 @@ class Latent:
 
     @property
     def absorbed(self) -> bool:
-        return self.decision.absorb
+        return self.decision.absorb and not self.either
+
+    @property
+    def over_latents(self) -> bool:
+        """Whether an operator that takes the latent stands for it."""
+        return self.absorbed or self.either
+
+    @property
+    def either(self) -> bool:
+        """Whether the form is chosen at run time."""
+        return self.decision.gain is not None
 
     def moved(self, anchor: Node, out: Node) -> None:
         """`out` has the anchor's value now."""
@@ -44,10 +54,10 @@ class Latent:
             self.parts = replace(self.parts, latent=latent, rope=rope)
 
     def text(self) -> str:
-        """`absorbed, cheaper: rank 512 + rope 64`, `expanded, dearer: ...`, `expanded: the projection adds a bias`."""
+        """`absorbed, cheaper: rank 512 + rope 64`, `expanded: the projection adds a bias`, `either, absorbed where T < ...`."""
         if isinstance(self.parts, Rejected):
             return f"expanded: {self.parts}"
-        form = "absorbed" if self.absorbed else "expanded"
+        form = "either" if self.either else "absorbed" if self.absorbed else "expanded"
         sparse = self.absorbed and self.selection is not None and self.selection.tokens is not None
         chosen = f", {self.selection.count} tokens a query" if sparse and self.selection is not None else ""
         return f"{form}, {self.decision.why}: rank {self.parts.rank} + rope {self.parts.rope_size}{chosen}"
@@ -67,23 +77,26 @@ def absorb(run: Run) -> None:
         shape = _shape(site, parts, selection)
         decision = _FORCED.get(run.options.absorb) or decide(shape, run.evaluator.least, run.hints())
         site.latent = Latent(parts, decision, selection, shape)
-        if decision.absorb:
+        if site.latent.over_latents:
             _take_over(site, run)
 
 
 def _take_over(site: Progress, run: Run) -> None:
-    """An absorbed spec, if there is a kernel for it."""
+    """The spec of an absorbed attention, or of either form: what there are kernels for."""
     latent, q = site.latent, site.grids[0].node.meta["val"]  # type: ignore[index]
-    assert latent is not None and isinstance(latent.parts, Latents) and site.spec is not None
+    assert latent is not None and isinstance(latent.parts, Latents) and site.spec is not None and site.found is not None
     spec = site.spec if latent.selection is None else select_tokens.without(site.spec, latent.selection)
-    spec = replace(spec, group=1, heads_first=False)
+    named, kind = emit.named(replace(spec, group=1), run.evaluator).spec, (q.dtype, q.device.type)
     chosen = latent.selection is not None and latent.selection.tokens is not None
-    named = emit.named(spec, run.evaluator).spec
-    refused = run.lowering.supports_latent(named, latent.parts.rank, latent.parts.rope_size, q.dtype, q.device.type, chosen)
+    refused = run.lowering.supports_latent(named, latent.parts.rank, latent.parts.rope_size, *kind, chosen)
     if refused:
         latent.decision = Decision(False, f"{refused[0].value}; found {refused[1]}")
-    else:
-        site.spec = site.raised = spec
+        return
+    sizes = site.found.sizes
+    expanded = run.lowering.supports(named, int(sizes.head_dim), int(sizes.value_dim), *kind) if latent.either else None
+    if expanded:
+        latent.decision = Decision(True, f"expanded {expanded[0].value}; found {expanded[1]}")
+    site.spec = site.raised = replace(spec, group=1, heads_first=spec.heads_first and latent.either)
 
 
 def _shape(site: Progress, parts: Latents, selection: Selection | None) -> LatentShape:
@@ -96,13 +109,16 @@ def _shape(site: Progress, parts: Latents, selection: Selection | None) -> Laten
     )
 
 
-def emit_absorbed(site: Progress, run: Run, given: emit.Arguments, builder: Builder) -> Node:
+def emit_over_latents(site: Progress, run: Run, given: emit.Arguments, builder: Builder) -> Node:
     """Put the operator in the graph; the node that has the anchor's value now."""
     found, latent = run.under(site), site.latent
     assert latent is not None and isinstance(latent.parts, Latents) and site.grids is not None
     expanded = _expanded(site, builder) if run.options.certificate else None
-    tokens = select_tokens.rewrite(found, latent.selection, builder) if latent.selection else None
-    done = emit_latent.rewrite(found, latent.parts, site.grids[0], tokens, given, builder, run.evaluator)
+    if latent.decision.gain is not None:
+        done = emit_projected.rewrite(found, latent.parts, site.grids[0], latent.decision.gain, given, builder)
+    else:
+        tokens = select_tokens.rewrite(found, latent.selection, builder) if latent.selection else None
+        done = emit_latent.rewrite(found, latent.parts, site.grids[0], tokens, given, builder, run.evaluator)
     site.attend = done.attend
     if expanded is not None:
         latent.certificate = certify.probe(*expanded, done)

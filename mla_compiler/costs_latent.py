@@ -5,6 +5,7 @@
 
 M is S, or the K tokens chosen for each query. The bytes of weights are the same on both sides. The choice for
 sizes that are symbolic is proved where it can be: every coefficient of the difference at least + t, t >= 0, has one sign.
+Where it cannot, the difference is solved for T: B drops out, and absorbing is cheaper while T (b + c S) < a S.
 """
 
 from __future__ import annotations
@@ -45,10 +46,12 @@ class LatentShape:
 
 @dataclass(frozen=True)
 class Decision:
-    """`absorb`, and the sentence that says why."""
+    """`absorb`, and the sentence that says why. `gain`, where only a size at run time decides: absorb while it is positive;
+    `absorb` then speaks of the sizes at hand."""
 
     absorb: bool
     why: str
+    gain: sympy.Basic | None = None
 
 
 def expanded(a: LatentShape) -> tuple[sympy.Basic, sympy.Basic]:
@@ -79,7 +82,7 @@ def gain(a: LatentShape) -> sympy.Basic:
 
 
 def decide(a: LatentShape, least: Mapping[sympy.Basic, sympy.Basic], hints: Mapping[sympy.Basic, int]) -> Decision:
-    """By cost: proved for all sizes from `least` on, else for the sizes at hand (`hints`)."""
+    """By cost: proved for all sizes from `least` on, else left to run time, or of chosen tokens by the sizes at hand."""
     difference = gain(a)
     if difference.is_number:
         return _at_hand(difference, "")
@@ -93,8 +96,22 @@ def decide(a: LatentShape, least: Mapping[sympy.Basic, sympy.Basic], hints: Mapp
         if sign is not None:
             return Decision(sign > 0, f"{'cheaper' if sign > 0 else 'dearer'} for {names} from {start} on")
     known = {symbol: hints[symbol] for symbol in difference.free_symbols}
+    if a.tokens is None:
+        return _at_run_time(a, known)
     at = ", ".join(f"{symbol} = {value}" for symbol, value in sorted(known.items(), key=lambda item: str(item[0])))
     return _at_hand(difference.xreplace({k: sympy.Integer(v) for k, v in known.items()}), f" at {at}, the sizes at hand")
+
+
+def _at_run_time(a: LatentShape, known: Mapping[sympy.Basic, int]) -> Decision:
+    """The sign of a S - T (b + c S), in lowest terms; told as the number of queries below which absorbing is cheaper."""
+    queries, keys = sympy.symbols("T S", positive=True, integer=True)
+    general = gain(replace(a, batch=sympy.Integer(1), queries=queries, keys=keys))
+    _, lowest = sympy.Poly(general, queries, keys).primitive()
+    each_key, each_query, each_pair = (lowest.coeff_monomial(x) for x in (keys, queries, queries * keys))
+    here = sympy.Add(each_key * a.keys, each_query * a.queries, each_pair * a.queries * a.keys)
+    most = f"T < {each_key}*S/({-each_query} + {-each_pair}*S)" if each_pair < 0 else f"{lowest.as_expr()} > 0"
+    absorb = bool(here.xreplace({symbol: sympy.Integer(value) for symbol, value in known.items()}) > 0)
+    return Decision(absorb, f"absorbed where {most}, T = {a.queries}, S = {a.keys}", here)
 
 
 def _proved(a: LatentShape, difference: sympy.Basic, least: Mapping[sympy.Basic, sympy.Basic]) -> int | None:
@@ -119,15 +136,20 @@ def _sign(difference: sympy.Basic, least: Mapping[sympy.Basic, sympy.Basic]) -> 
 
 
 def latent_costs(
-    a: LatentShape, spec: AttentionSpec, hints: Mapping[sympy.Basic, int], sizes: Mapping[str, int]
+    a: LatentShape, spec: AttentionSpec, hints: Mapping[sympy.Basic, int], sizes: Mapping[str, int], absorb: bool = True
 ) -> Costs:
-    """Of an absorbed site: as written (K and V made for every head, every key seen), and over the latents that are visible."""
+    """As written (K and V made for every head, every key seen), and over what is visible: latents if `absorb`, else K and V."""
     known = {symbol: sympy.Integer(value) for symbol, value in hints.items()}
     n = LatentShape(*(x.xreplace(known) if isinstance(x, sympy.Basic) else x for x in vars(a).values()))
     visible, reach = visible_keys(spec.lo, spec.hi, int(n.queries), int(n.keys), tuple(sorted(sizes.items())))
     if n.tokens is not None:
         visible, reach = min(visible, int(n.queries * n.tokens)), min(reach, int(n.queries * n.tokens))
     (flops, moved), (flops_absorbed, moved_absorbed) = expanded(n), absorbed(n)
+    if not absorb:
+        width = n.nope + n.rope + n.value
+        unseen = n.batch * n.heads * width
+        return Costs(int(flops), int(flops - 2 * unseen * (n.queries * n.keys - visible)), int(moved),
+                     int(moved - unseen * (n.keys - reach) * n.itemsize))
     unseen = 2 * n.batch * n.heads * (n.queries * n.seen - visible) * (2 * n.rank + n.rope)
     unread = n.batch * (sympy.Min(n.keys, n.queries * n.seen) - reach) * (n.rank + n.rope) * n.itemsize
     return Costs(int(flops), int(flops_absorbed - unseen), int(moved), int(moved_absorbed - unread))

@@ -137,7 +137,7 @@ class AttentionSpec:
 class Site:
     """One attention in one compiled graph, and what became of it. Bytes and FLOPs are estimates from shapes alone.
 
-    latent       of multi-head latent attention: `absorbed, ...` or `expanded, ...`, and why
+    latent       of multi-head latent attention: `absorbed, ...`, `expanded, ...` or, as lengths come, `either, ...`, and why
     certificate  greatest difference of the two forms on random numbers, relative to the greatest output; -1: not asked
     """
 

@@ -3,6 +3,8 @@
     sdpa       F.scaled_dot_product_attention, kept whole through AOTAutograd until it is understood
     attend     an attention whose meaning is `spec` (ir.AttentionSpec)
     attend_latent  the same, of heads that share one latent: k = [latent; rope], v = latent
+    attend_projected  the same from K = [W_uk c ; rope] and V = W_uv c: absorbed, or K and V made, as lengths come
+    quantize_latent  a latent in 8 bits with its rope key: the packed form that attend_latent takes
     summarize  of a bool mask: per row the hull of visible keys, per tile whether none, some or all are visible
     bounds     of a table along its positions, say document numbers: the least and greatest value of each tile
 """
@@ -18,6 +20,8 @@ from torch import Tensor
 from .ir import TILE, AttentionSpec
 
 LIBRARY = torch.library.Library("flashmla", "DEF")
+GROUP = 128
+"""Channels of a packed latent that share a scale."""
 
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 # Attention reads any strides: Inductor must not copy a cache to please us.
@@ -33,8 +37,14 @@ LIBRARY.define(
     tags=_FLEXIBLE,
 )
 LIBRARY.define(
-    "attend_latent(Tensor q_latent, Tensor q_rope, Tensor latent, Tensor rope, Tensor? tokens, Tensor? pages, "
+    "attend_latent(Tensor q_latent, Tensor q_rope, Tensor latent, Tensor? rope, Tensor? tokens, Tensor? pages, "
     "Tensor[] tables, SymInt[] sizes, float[] scalars, str spec) -> Tensor",
+    tags=_FLEXIBLE,
+)
+LIBRARY.define("quantize_latent(Tensor latent, Tensor rope) -> Tensor", tags=_FLEXIBLE)
+LIBRARY.define(
+    "attend_projected(Tensor q, Tensor latent, Tensor rope, Tensor[] keys, Tensor[] values, int[] starts, int rope_start, "
+    "SymInt gain, Tensor[] tables, SymInt[] sizes, float[] scalars, str spec) -> Tensor",
     tags=_FLEXIBLE,
 )
 LIBRARY.define("summarize(Tensor mask) -> (Tensor, Tensor)", tags=_FLEXIBLE)
@@ -43,10 +53,20 @@ LIBRARY.define("bounds(Tensor table) -> Tensor", tags=_FLEXIBLE)
 
 def output_like(q: Tensor, v: Tensor, heads_first: bool) -> Tensor:
     """Empty out [B, H, T, Dv] in the memory order a spec asks for."""
+    return output_of(q, v.shape[-1], heads_first)
+
+
+def output_of(q: Tensor, width: int, heads_first: bool) -> Tensor:
+    """The same, `width` wide."""
     batch, heads, length, _ = q.shape
     if heads_first:
-        return q.new_empty(batch, heads, length, v.shape[-1])
-    return q.new_empty(batch, length, heads, v.shape[-1]).transpose(1, 2)
+        return q.new_empty(batch, heads, length, width)
+    return q.new_empty(batch, length, heads, width).transpose(1, 2)
+
+
+def packed_width(rank: int, width: int) -> int:
+    """Bytes of a packed token: a byte a channel, four a scale, two a rope channel."""
+    return rank + 4 * (rank // GROUP) + 2 * width
 
 
 def sdpa_output_like(q: Tensor, k: Tensor, v: Tensor, enable_gqa: bool) -> Tensor:
@@ -77,15 +97,35 @@ def _attend(
 
 @torch.library.register_fake("flashmla::attend_latent", lib=LIBRARY)
 def _attend_latent(
-    q_latent: Tensor, q_rope: Tensor, latent: Tensor, rope: Tensor, tokens: Tensor | None, pages: Tensor | None,
+    q_latent: Tensor, q_rope: Tensor, latent: Tensor, rope: Tensor | None, tokens: Tensor | None, pages: Tensor | None,
     tables: list[Tensor], sizes: list[int], scalars: list[float], spec: str,
 ) -> Tensor:
     """q_latent [B, H, T, R], q_rope [B, H, T, P], latent [B, S, R], rope [B, S, P] -> [B, H, T, R].
 
     a[b,h,i,j] = score(q_latent[b,h,i] . latent[b,j] + q_rope[b,h,i] . rope[b,j]); out[b,h,i] = sum_j softmax(a)_j latent[b,j].
     tokens [B, T, K]: row (b, i) sees only keys tokens[b, i, :]. pages [B, S / 64] int32: key j is [pages[b, j // 64], j % 64].
+    latent uint8 [B, S, R + R/32 + 2 P], or [PAGES, 64, .]: packed by quantize_latent, rope in it; rope is None.
     """
-    return output_like(q_latent, latent, heads_first=False)
+    return output_like(q_latent, q_latent, heads_first=False)
+
+
+@torch.library.register_fake("flashmla::quantize_latent", lib=LIBRARY)
+def _quantize_latent(latent: Tensor, rope: Tensor) -> Tensor:
+    """latent [..., R], rope [..., P] in 16 bits -> uint8 [..., R + R/32 + 2 P]; the layout stands in lowering/fp8.py."""
+    return latent.new_empty([*latent.shape[:-1], packed_width(latent.shape[-1], rope.shape[-1])], dtype=torch.uint8)
+
+
+@torch.library.register_fake("flashmla::attend_projected", lib=LIBRARY)
+def _attend_projected(
+    q: Tensor, latent: Tensor, rope: Tensor, keys: list[Tensor], values: list[Tensor], starts: list[int], rope_start: int,
+    gain: int, tables: list[Tensor], sizes: list[int], scalars: list[float], spec: str,
+) -> Tensor:
+    """q [B, H, T, D], latent [B, S, R], rope [B, S, P] -> [B, H, T, Dv].
+
+    Channels [start, start + size) of K are the latent times keys [H, size, R], those from rope_start on are rope; V is the
+    latent times values [H, size, R], one after the other. gain > 0: attention over the latent itself; else over K and V.
+    """
+    return output_of(q, sum(weight.shape[1] for weight in values), AttentionSpec.parse(spec).heads_first)
 
 
 @torch.library.register_fake("flashmla::summarize", lib=LIBRARY)

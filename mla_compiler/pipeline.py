@@ -18,7 +18,7 @@ import sympy
 import torch
 from torch.fx import Graph, Node
 
-from .absorption import Latent, absorb, emit_absorbed
+from .absorption import Latent, absorb, emit_over_latents
 from .errors import VerifyError
 from .ir import AttentionSpec, Reason, Rejected, Site
 from .options import Options
@@ -164,7 +164,7 @@ def support(run: Run) -> None:
         if 0 in (sizes.batch, sizes.heads, sizes.queries, sizes.keys, sizes.head_dim, sizes.value_dim):
             site.reject(Reason.EMPTY)
             continue
-        if site.latent is not None and site.latent.absorbed:
+        if site.latent is not None and site.latent.over_latents:
             continue
         spec = emit.named(site.spec, run.evaluator).spec
         refused = run.lowering.supports(spec, int(sizes.head_dim), int(sizes.value_dim), q.dtype, q.device.type)
@@ -191,8 +191,8 @@ def emit_all(run: Run) -> None:
         except LookupError as error:
             site.reject(Reason.MASK, str(error))
             continue
-        if site.latent is not None and site.latent.absorbed:
-            out = emit_absorbed(site, run, given, builder)
+        if site.latent is not None and site.latent.over_latents:
+            out = emit_over_latents(site, run, given, builder)
         else:
             site.attend, out = emit.rewrite(found, site.grids, given, builder)
         site.spec = given.spec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import sympy
@@ -17,7 +18,11 @@ from .ir import Site
 if TYPE_CHECKING:
     from .pipeline import Progress, Run
 
-_LATENT_NAMES = ("q_latent", "q_rope", "latent", "rope")
+_NAMES = {
+    "flashmla.attend_latent.default": ("q_latent", "q_rope", "latent", "rope"),
+    "flashmla.attend_projected.default": ("q", "latent", "rope"),
+}
+"""Of the operands that are shown; q, k, v of other operators."""
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
 
 
@@ -31,7 +36,7 @@ def describe(index: int, site: Progress, run: Run) -> Site:
     assert site.attend is not None and site.spec is not None and site.found is not None
     spec = site.spec
     assert site.raised is not None
-    costs, kernel, config = (_absorbed if site.latent and site.latent.absorbed else _attended)(site, run)
+    costs, kernel, config = _form(site)(site, run)
     return Site(
         **place, status="fused", predicate=_named(site.predicate, run), score=_named(site.raised.score, run),
         hull=_hull(site, run),
@@ -39,6 +44,12 @@ def describe(index: int, site: Progress, run: Run) -> Site:
         flops_before=costs.flops_before, flops_after=costs.flops_after, bytes_before=costs.bytes_before,
         bytes_after=costs.bytes_after, **_operand_facts(site), **latent,
     )
+
+
+def _form(site: Progress) -> Callable[[Progress, Run], tuple[Costs, str, str]]:
+    if site.latent is None or not site.latent.over_latents:
+        return _attended
+    return _either if site.latent.either else _absorbed
 
 
 def _attended(site: Progress, run: Run) -> tuple[Costs, str, str]:
@@ -65,6 +76,21 @@ def _absorbed(site: Progress, run: Run) -> tuple[Costs, str, str]:
     kernel, config = run.lowering.choose_latent(site.spec, q_shape, rope_shape, chosen, value.dtype, value.device)
     sizes = {f"n{at}": hint(size) for at, size in enumerate(site.attend.args[7])}
     return latent_costs(site.latent.shape, site.spec, run.hints(), sizes), kernel, config
+
+
+def _either(site: Progress, run: Run) -> tuple[Costs, str, str]:
+    """Of flashmla::attend_projected, in the form that the sizes at hand take."""
+    assert site.attend is not None and site.spec is not None and site.latent is not None and site.latent.shape is not None
+    q, (_, keys, rank), rope = (tuple(map(hint, node.meta["val"].shape)) for node in site.attend.args[:3])
+    value, spec = _value(site), site.spec
+    if site.latent.decision.absorb:
+        found = run.lowering.choose_latent(spec, (*q[:3], rank), rope, None, value.dtype, value.device)
+    else:
+        width = hint(site.attend.meta["val"].shape[3])
+        found = run.lowering.choose(spec, q, (*q[:2], keys, q[3]), (*q[:2], keys, width), value.dtype, value.device)
+    sizes = {f"n{at}": hint(size) for at, size in enumerate(site.attend.args[9])}
+    costs = latent_costs(site.latent.shape, spec, run.hints(), sizes, site.latent.decision.absorb)
+    return costs, found[0], f"{found[1]}, at the sizes at hand"
 
 
 def _latent_facts(site: Progress) -> dict[str, Any]:
@@ -100,7 +126,7 @@ def _value(site: Progress) -> torch.Tensor:
 
 def _operand_facts(site: Progress) -> dict[str, Any]:
     node = site.attend or site.anchor
-    names = _LATENT_NAMES if node.target is torch.ops.flashmla.attend_latent.default else ("q", "k", "v")
+    names = _NAMES.get(str(node.target), ("q", "k", "v"))
     args = [arg.meta["val"] for arg in node.args[:len(names)] if isinstance(arg, Node)]
     facts = {"dtype": str(args[0].dtype).removeprefix("torch."), "device": str(args[0].device)} if args else {}
     return {**facts, "shape": shape_text(names, [tuple(arg.shape) for arg in args])} if len(args) == len(names) else facts

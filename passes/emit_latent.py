@@ -50,10 +50,7 @@ def rewrite(
     slices = _Queries(site, q, evaluator, builder)
     q_latent = _sum([_project(slices.part(key.start, key.size), key, sizes, builder) for key in latents.keys], builder)
     q_rope = slices.part(latents.rope_start, latents.rope_size)
-    latent, rope = (
-        builder.call(aten.squeeze.dim, fold_operands.build(grid, builder, sizes.batch, sizes.keys, sympy.Integer(size)), 1)
-        for grid, size in ((latents.latent, latents.rank), (latents.rope, latents.rope_size))
-    )
+    latent, rope = latent_operands(latents, sizes, builder)
     attend = builder.call(
         torch.ops.flashmla.attend_latent.default, q_latent, q_rope, latent, rope, tokens, None, list(given.tables),
         list(given.sizes), list(given.scalars), str(given.spec),
@@ -64,6 +61,15 @@ def rewrite(
     sources = (latents.latent.node, latents.rope.node, *slices.sources)
     held = tuple(linear.weight.node for linear in (*latents.keys, *latents.values))
     return Emitted(attend, value, out, sources, held, latents.rank)
+
+
+def latent_operands(latents: Latents, sizes: Sizes, builder: Builder) -> tuple[Node, Node]:
+    """latent [B, S, R] and rope [B, S, P]"""
+    latent, rope = (
+        builder.call(aten.squeeze.dim, fold_operands.build(grid, builder, sizes.batch, sizes.keys, sympy.Integer(size)), 1)
+        for grid, size in ((latents.latent, latents.rank), (latents.rope, latents.rope_size))
+    )
+    return latent, rope
 
 
 class _Queries:
@@ -85,8 +91,6 @@ class _Queries:
             return fold_operands.build(grids[-1], self.builder, sizes.batch, sizes.queries, extent)
         whole = fold_operands.build(self.grid, self.builder, sizes.batch, sizes.queries, sizes.head_dim)
         return self.builder.call(aten.slice.Tensor, whole, 3, start, start + size)
-
-
 
 
 

@@ -2,8 +2,13 @@
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
+
+# How fast examples are drawn says how busy the machine is, and sympy is slow the first time.
+hypothesis.settings.register_profile("house", suppress_health_check=[hypothesis.HealthCheck.too_slow], deadline=None)
+hypothesis.settings.load_profile("house")
 
 GOLDENS = Path(__file__).parent / "goldens"
 

@@ -9,6 +9,7 @@ from ..hooks import HAS_LO, HAS_SINK, sink
 from ..hopper.softmax import join_sink
 from ..hopper.tiles import hull, least, most, slot
 from .balance import divide, keys_of, keys_of_part, parts_of, row_tiles
+from .order import asked_early, met
 from .parts import join_parts, place, rows_of, store_part, store_rows
 from .weights import weigh_scores
 
@@ -45,8 +46,12 @@ def clean(b_v, j0, begin, end):
 
 
 @gluon.jit
-def attend_tiles(b_q, rings, bars, use, first, count, at, lo, hi, span, env, STAGES: gl.constexpr, BLOCK_N: gl.constexpr):
-    """acc [64, BLOCK_DV], m, l [64] of `count` key tiles from `first` on; span = (begin, end), the keys that any row sees."""
+def attend_tiles(b_q, rings, bars, use, first, count, seed, at, lo, hi, span, env, STAGES: gl.constexpr,
+                 BLOCK_N: gl.constexpr):
+    """acc [64, BLOCK_DV], m, l [64] of `count` key tiles from `first` on, in the order of `seed`.
+
+    span = (begin, end): the keys that any row sees.
+    """
     b_k, b_v = rings
     k_bars, v_bars = bars
     DV: gl.constexpr = b_v.shape[4]
@@ -60,7 +65,7 @@ def attend_tiles(b_q, rings, bars, use, first, count, at, lo, hi, span, env, STA
     beyond = least(hi)
     for t in range(count):
         slot_at, phase = slot(use + t, STAGES)
-        j0 = first + t * BLOCK_N
+        j0 = first + met(t, count, seed) * BLOCK_N
         mbarrier.wait(k_bars[0].index(slot_at), phase)
         zero = gl.zeros([64, BLOCK_N], gl.float32, s_layout)
         s = warpgroup_mma(b_q, flat(b_k, slot_at).permute([1, 0]), zero, use_acc=False, is_async=True)
@@ -115,7 +120,8 @@ def attend_part(wg: gl.constexpr, tensors, b_q, rings, bars, use, line, part, it
     h, i, _m = rows_of(x, wg * 64, T, GROUP, BLOCK_M, BLOCK_T, 64, gl.SliceLayout(1, s_layout))
     lo, hi = hull(b, h, i, S, env)
     span = (least(gl.where(lo < hi, lo, S)) if HAS_LO else start, most(gl.where(lo < hi, hi, 0)))
-    acc, m, l = attend_tiles(b_q, rings, bars, use, start + before * BLOCK_N, count, (b, h, i), lo, hi, span, env, STAGES,
+    seed = item // row_tiles(T, GROUP, BLOCK_M, BLOCK_T) + before
+    acc, m, l = attend_tiles(b_q, rings, bars, use, start + before * BLOCK_N, count, seed, (b, h, i), lo, hi, span, env, STAGES,
                              BLOCK_N)
     first, parts = parts_of(line, item, items, FEW)
     if HAS_SINK:
@@ -128,6 +134,14 @@ def attend_part(wg: gl.constexpr, tensors, b_q, rings, bars, use, line, part, it
 
 
 @gluon.jit
+def pass_over(bars):
+    """The first use of both rings, a tile of another part."""
+    for ring in gl.static_range(2):
+        mbarrier.wait(bars[ring][0].index(0), 0)
+        mbarrier.arrive(bars[ring][1].index(0))
+
+
+@gluon.jit
 def consume(wg: gl.constexpr, tensors, b_q, rings, bars, sizes, env, D: gl.constexpr, DV: gl.constexpr,
             GROUP: gl.constexpr, STAGES: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
             BLOCK_B: gl.constexpr, BLOCK_T: gl.constexpr, BLOCK_R: gl.constexpr, ROWS: gl.constexpr):
@@ -137,7 +151,9 @@ def consume(wg: gl.constexpr, tensors, b_q, rings, bars, sizes, env, D: gl.const
     line = divide(B, T, S, items, FEW, env, BLOCK_N, BLOCK_B, BLOCK_T)
     part = gl.program_id(0)
     item, before, left = keys_of_part(line, part, items, B, FEW)
-    use = 0
+    use = (asked_early(part, B, items, FEW, HAS_LO) & (line[4] == 0)).to(gl.int32)
+    if use > 0:
+        pass_over(bars)
     while left > 0:
         count = gl.minimum(keys_of(line, item // items)[1] - before, left)
         attend_part(wg, tensors, b_q.index(wg), rings, bars, use, line, part, item, before, count, T, S, items, FEW, env, D, DV,

@@ -16,9 +16,11 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
+from ..hooks import HAS_LO
 from ..hopper.tiles import slot
 from .balance import divide, keys_of, keys_of_part, row_tiles
 from .consumer import consume
+from .order import asked_early, met
 
 
 @gluon.jit
@@ -42,18 +44,12 @@ def corners(N_B: gl.constexpr, N_T: gl.constexpr):
 
 @gluon.jit
 def load_tile(desc, buf, bars, use, b, head, row, STAGES: gl.constexpr):
-    """Keys row .. row + N of one head into a slot of a ring [STAGES, 1, 1, N, D] that is empty."""
-    at, _phase = slot(use, STAGES)
+    """Keys row .. row + N of one head into a slot of a ring [STAGES, 1, 1, N, D], once what it held was read."""
+    at, phase = slot(use, STAGES)
+    mbarrier.wait(bars[1].index(at), phase ^ 1)
     bar = bars[0].index(at)
     mbarrier.expect(bar, desc.block_type.nbytes)
     tma.async_copy_global_to_shared(desc, [b, head, row, 0], bar, buf.index(at))
-
-
-@gluon.jit
-def await_empty(bars, use, STAGES: gl.constexpr):
-    """Until what the slot of a use held was read."""
-    at, phase = slot(use, STAGES)
-    mbarrier.wait(bars[1].index(at), phase ^ 1)
 
 
 @gluon.jit
@@ -63,20 +59,27 @@ def load(k, v, rings, bars, sizes, env, GROUP: gl.constexpr, STAGES: gl.constexp
     B, H, T, S, FEW = sizes
     tiles = row_tiles(T, GROUP, BLOCK_M, BLOCK_T)
     items = tiles * (H // GROUP)
+    part = gl.program_id(0)
+    early = asked_early(part, B, items, FEW, HAS_LO)
+    if early:
+        b = part // items
+        load_tile(k, rings[0], bars[0], 0, b, (part - b * items) // tiles, 0, STAGES)
+        load_tile(v, rings[1], bars[1], 0, b, (part - b * items) // tiles, 0, STAGES)
     line = divide(B, T, S, items, FEW, env, BLOCK_N, BLOCK_B, BLOCK_T)
-    item, before, left = keys_of_part(line, gl.program_id(0), items, B, FEW)
-    use = 0
+    item, before, left = keys_of_part(line, part, items, B, FEW)
+    known = (early & line[4]).to(gl.int32)
+    use = early.to(gl.int32) - known
     while left > 0:
         b = item // items
         start, n = keys_of(line, b)
         count = gl.minimum(n - before, left)
         head = (item - b * items) // tiles
         first = start + before * BLOCK_N
-        for t in range(count):
-            await_empty(bars[0], use + t, STAGES)
-            load_tile(k, rings[0], bars[0], use + t, b, head, first + t * BLOCK_N, STAGES)
-            await_empty(bars[1], use + t, STAGES)
-            load_tile(v, rings[1], bars[1], use + t, b, head, first + t * BLOCK_N, STAGES)
+        for t in range(known, count):
+            row = first + met(t, count, item // tiles + before) * BLOCK_N
+            load_tile(k, rings[0], bars[0], use + t, b, head, row, STAGES)
+            load_tile(v, rings[1], bars[1], use + t, b, head, row, STAGES)
+        known = 0
         use += count
         left -= count
         item += 1

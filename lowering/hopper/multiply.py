@@ -12,6 +12,7 @@ from .classed import list_of
 from .messages import ITEMS, leave_turn, receive, take_turn
 from .plan import place
 from .products import clean
+from .rescale import rescaled
 from .results import factor, store
 from .step import last_values, step
 from .tiles import hull
@@ -59,7 +60,7 @@ def other_tiles(wg: gl.constexpr, block, n, use, item, p_list, rows, packed, acc
             j0 = place(item, t, p_list, sizes, BLOCK_N)
             m, l, packed, acc, shrink = step(wg, bufs, bars, n, use + t, j0, rows, m, l, packed, acc, env, False,
                                              region == 0, PING_PONG, OVERLAP)
-            acc = acc * shrink[:, None]
+            acc = rescaled(acc, shrink)
             if region == 0:
                 clean(bufs[2][0], bars[2], use + t, j0, item, sizes[2])
     return packed, acc, m, l

@@ -17,14 +17,16 @@ def exp2(x):
 
 
 @gluon.jit
-def weigh(a, highest, m):
+def weigh(a, highest, m, LAG: gl.constexpr = 0.0):
     """p [M, N], the new maximum m [M], and by what the sums so far shrink [M]; a [M, N], highest [M] = max_j a_j.
 
-    With SCALE, a and highest are of s.
+    With SCALE, a and highest are of s. With LAG the maximum stays where it is too small by no more powers of two than that.
     """
     if SCALE != 0.0:
         highest = highest * SCALE
     m_new = gl.maximum(m, highest)
+    if LAG != 0.0:
+        m_new = gl.where(m_new - m <= LAG, m, m_new)
     shift = gl.where(m_new == float("-inf"), 0.0, m_new)
     if SCALE != 0.0:
         a = a * SCALE

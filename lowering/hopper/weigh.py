@@ -8,6 +8,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from ..hooks import HAS_LO, HAS_RESIDUE, residue, score
+from .rescale import LAG
 from .softmax import SCALE, weigh
 
 
@@ -117,4 +118,4 @@ def weigh_scores(s, m, j0, lo, hi, marks, at, env, BLOCK_N: gl.constexpr, MASKED
         a = score(s, b, h, i, first + apart, env)                                              # [M, N]
     if MASKED:
         a = mask(a, j0, lo, hi, marks, BLOCK_N)
-    return weigh(a, gl.convert_layout(row_max(a), m.type.layout), m)
+    return weigh(a, gl.convert_layout(row_max(a), m.type.layout), m, LAG)

@@ -2,7 +2,8 @@
 
 Key: rows that share their keys (H * T, or H of chosen tokens), R and P padded, itemsize, the machine. Pruning: shared memory
 (queries, STAGES latent tiles, the weights); 64 rows take Hopper's warpgroup products, whose 64 x 512 float32 sums are half of
-the registers; float32 products hold their operands in registers, and take 16 rows and 16 keys.
+the registers; float32 products hold their operands in registers, and take 16 rows and 16 keys. Packed latents are unpacked in
+registers: where more of them are held than here, the compiler spills.
 
 The model, in us. A program takes START and, for each tile of keys, the longer of its flops and its bytes; programs run in
 waves; parts are written and read once more, and cost a second launch. A row of a part is 8 * R bytes there and back, as much
@@ -15,6 +16,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+from ...ops import packed_width
 from ..choice import Choice, padded
 from ..machine import Machine
 
@@ -34,12 +36,15 @@ _WARPGROUP = ((64, 32, 8, 2),)
 _FEW_ROWS = ((16, 64, 8, 2), (16, 32, 8, 2), (16, 32, 8, 1), (16, 16, 4, 1))
 _MANY_ROWS = ((32, 32, 8, 2), (16, 32, 8, 2), (16, 32, 8, 1), (16, 16, 4, 1))
 _FLOAT32 = ((16, 16, 8, 1),)
+_PACKED_WARPGROUP = ((64, 16, 8, 2),)
+_PACKED = ((16, 32, 8, 2), (16, 16, 4, 1))
+_PACKED_AMD = ((16, 16, 4, 1),)
 
 
 @dataclass(frozen=True)
 class Shape:
     """`items` groups of `rows` queries that share `keys` keys (dense: B of H * T; chosen tokens: B * T of H), of
-    rank R and rope dimensions P; itemsize in bytes."""
+    rank R and rope dimensions P; itemsize, of queries, in bytes; `packed`: keys in 8 bits."""
 
     items: int
     rows: int
@@ -47,6 +52,12 @@ class Shape:
     rank: int
     rope: int
     itemsize: int
+    packed: bool = False
+
+    @property
+    def key_bytes(self) -> int:
+        """Read for a key."""
+        return packed_width(self.rank, self.rope) if self.packed else self.itemsize * (padded(self.rank) + padded(self.rope))
 
 
 def configure(family: str, shape: Shape, kv_splits: int, machine: Machine) -> Choice:
@@ -69,9 +80,14 @@ def candidates(family: str, shape: Shape, kv_splits: int, machine: Machine) -> t
 def _tiles(shape: Shape, machine: Machine) -> tuple[tuple[int, int, int, int], ...]:
     if shape.itemsize == 4:
         return _FLOAT32
+    if shape.packed and machine.backend != "cuda":
+        return _PACKED_AMD
     if shape.rows <= 16:
         return _FEW_ROWS
-    return (*_WARPGROUP, *_MANY_ROWS) if machine.backend == "cuda" and machine.capability[0] >= 9 else _MANY_ROWS
+    warpgroups = machine.backend == "cuda" and machine.capability[0] >= 9
+    if shape.packed:
+        return (*_PACKED_WARPGROUP, *_PACKED) if warpgroups else _PACKED
+    return (*_WARPGROUP, *_MANY_ROWS) if warpgroups else _MANY_ROWS
 
 
 def _fits(shape: Shape, tile: tuple[int, int, int, int], machine: Machine) -> bool:
@@ -99,7 +115,7 @@ def _time(shape: Shape, n: int, block_m: int, block_n: int, machine: Machine) ->
     row_tiles = math.ceil(shape.rows / block_m)
     width = padded(shape.rank) + padded(shape.rope)
     rate = FLOPS / (10 if shape.itemsize == 4 else 1)
-    flops, read = 2 * block_m * block_n * (width + padded(shape.rank)), block_n * width * shape.itemsize
+    flops, read = 2 * block_m * block_n * (width + padded(shape.rank)), block_n * shape.key_bytes
     tile = max(flops / rate, read / row_tiles / BYTES)
     waves = math.ceil(shape.items * row_tiles * n / machine.processors)
     busy = waves * (START + math.ceil(math.ceil(shape.keys / block_n) / n) * tile)

@@ -1,7 +1,7 @@
 """out = softmax(score(q_latent cᵀ + q_rope ropeᵀ) where visible and chosen) c: the truth of attend_latent, in float64
 
-k = [c ; rope] and v = c are shared by all heads; pages are gathered, tokens become a dense mask. `dtype` below float64 gives
-the same formula in the working dtype, which sets the tolerance.
+k = [c ; rope] and v = c are shared by all heads; pages are gathered, packed latents unpacked, tokens become a dense mask.
+`dtype` below float64 gives the same formula in the working dtype, which sets the tolerance.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...ir import AttentionSpec
+from ..fp8 import dequantize
 from ..reference import logits, weighted
 
 
@@ -28,13 +29,15 @@ def chosen(tokens: Tensor, keys: int) -> Tensor:
 
 
 def attend_latent(
-    q_latent: Tensor, q_rope: Tensor, latent: Tensor, rope: Tensor, tokens: Tensor | None, pages: Tensor | None,
+    q_latent: Tensor, q_rope: Tensor, latent: Tensor, rope: Tensor | None, tokens: Tensor | None, pages: Tensor | None,
     tables: Sequence[Tensor], sizes: Sequence[int], scalars: Sequence[float], text: str, dtype: torch.dtype = torch.float64,
     product: Callable[[Tensor, Tensor], Tensor] = torch.matmul,
 ) -> Tensor:
     """q_latent [B, H, T, R], q_rope [B, H, T, P], latent [B, S, R], rope [B, S, P] -> [B, H, T, R], contiguous, of `dtype`."""
     if pages is not None:
-        latent, rope = paged(latent, pages), paged(rope, pages)
+        latent, rope = paged(latent, pages), None if rope is None else paged(rope, pages)
+    if rope is None:
+        latent, rope = dequantize(latent, q_latent.shape[3], q_latent.dtype, dtype)
     spec = replace(AttentionSpec.parse(text), group=q_latent.shape[1])
     q, k = torch.cat([q_latent, q_rope], -1).to(dtype), torch.cat([latent, rope], -1).to(dtype)[:, None]
     a, sink = logits(q, k, tables, sizes, scalars, spec, product)

@@ -11,20 +11,28 @@ from ..hooks import score
 from ..scan import dot
 
 PAGE = tl.constexpr(64)
+GROUP = tl.constexpr(128)
 
 
 @triton.jit
-def load_keys(x, x_strides, block, row, m_n, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """x[block, row, :] [N, BLOCK_D] for row [N] and block, one or [N], int64; 0 and not read where not m_n [N]."""
-    p = x + block * x_strides[0] + row * x_strides[1]
-    return load_vectors(p[:, None], x_strides[2], m_n, D, BLOCK_D)
+def load_keys(x, x_strides, block, row, m_n, D: tl.constexpr, BLOCK_D: tl.constexpr, EVEN: tl.constexpr):
+    """x[block, row, :] [N, BLOCK_D] for row [N] and block, one or [N], int64; 0 and not read where not m_n [N]. Rows begin at
+    multiples of EVEN elements."""
+    start = block * x_strides[0] + row * x_strides[1]
+    if EVEN > 1:
+        start = tl.multiple_of(start, EVEN)
+    return load_vectors((x + start)[:, None], x_strides[2], m_n, D, BLOCK_D)
 
 
 @triton.jit
-def load_tile(x, x_strides, block, row, m_n, N: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
+def load_tile(x, x_strides, block, row, m_n, N: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, EVEN: tl.constexpr):
     """x[block, row + n, :] [N, BLOCK_D] for n < N; one 64-bit address a tile, which moves, and offsets in it, which stay."""
-    p = x + block * x_strides[0] + row * x_strides[1]
-    return load_vectors(p + tl.arange(0, N)[:, None] * x_strides[1], x_strides[2], m_n, D, BLOCK_D)
+    start = block * x_strides[0] + row * x_strides[1]
+    offset = tl.arange(0, N)[:, None] * x_strides[1]
+    if EVEN > 1:
+        start = tl.multiple_of(start, EVEN)
+        offset = tl.multiple_of(offset, [EVEN, EVEN])
+    return load_vectors(x + start + offset, x_strides[2], m_n, D, BLOCK_D)
 
 
 @triton.jit
@@ -35,6 +43,18 @@ def load_vectors(p, s_d, m_n, D: tl.constexpr, BLOCK_D: tl.constexpr):
         return tl.load(p + o_d * s_d, mask=m_n[:, None] & (o_d < D), other=0.0)
     else:
         return tl.load(p + o_d * s_d, mask=m_n[:, None], other=0.0)
+
+
+@triton.jit
+def dequantize(b_codes, b_scale, dtype: tl.constexpr, FP8: tl.constexpr):
+    """e4m3 codes [N, R] times the scales [N, R / GROUP], rounded to `dtype`. FP8 == 1: the bits of a float16, 2^8 less."""
+    if FP8 == 2:
+        x = b_codes.to(tl.float8e4nv, bitcast=True).to(tl.float32)
+    else:
+        bits = b_codes.to(tl.uint16)
+        x = (((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).to(tl.float16, bitcast=True).to(tl.float32) * 256.0
+    grouped = tl.reshape(x, [b_scale.shape[0], b_scale.shape[1], GROUP]) * b_scale[:, :, None]
+    return tl.reshape(grouped, [b_codes.shape[0], b_codes.shape[1]]).to(dtype)
 
 
 @triton.jit

@@ -3,7 +3,7 @@
 DeepSeek sparse attention (DeepSeek-V3.2, 2025). a_j as in `mla/kernel.py`; a token outside [0, S), or the spec's hull or
 residue, is no key. No key comes twice in a row of tokens.
 Shapes: q_latent [B, H, T, R]; q_rope [B, H, T, P]; latent [B, S, R]; rope [B, S, P]; tokens [B, T, K]; any strides. With pages
-[B, S / 64]: latent [PAGES, 64, R], rope [PAGES, 64, P]. The rows of a tile are BLOCK_M heads of one query.
+[B, S / 64]: latent [PAGES, 64, R], rope [PAGES, 64, P]. FP8 as in `mla`. The rows of a tile are BLOCK_M heads of one query.
 Grid: (SPLITS * ceil(H / BLOCK_M) * T * B,), fixed by shapes; each program takes K / SPLITS tokens in whole tiles. The row tiles
 of one query are neighbours, so that all but one find its latents in the second-level cache.
 Out: as `mla`; the sink joins part 0.
@@ -14,17 +14,17 @@ import triton
 import triton.language as tl
 
 from ..hooks import HAS_RESIDUE, HAS_SINK, residue, sink
-from ..mla.tile import load_keys, place, store_rows, visit
+from ..mla.tile import GROUP, dequantize, load_keys, place, store_rows, visit
 from ..packed import load_packed
 from ..scan import hull, join_sink, nothing, tile_range
 
 
 @triton.jit(do_not_specialize=["B", "H", "T", "S", "K", "SPLITS"])
 def tokens(q_latent, q_latent_strides, q_rope, q_rope_strides, latent, latent_strides, rope, rope_strides, chosen,
-           chosen_strides, pages, pages_strides, out, out_strides, lse, B, H, T, S, K, SPLITS,
+           chosen_strides, pages, pages_strides, scales, scales_strides, out, out_strides, lse, B, H, T, S, K, SPLITS,
            operands, R: tl.constexpr, P: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
            BLOCK_P: tl.constexpr, STAGES: tl.constexpr, IN_PAGES: tl.constexpr, IN_PARTS: tl.constexpr,
-           UPCAST: tl.constexpr):
+           UPCAST: tl.constexpr, FP8: tl.constexpr):
     env = operands
     tiles = tl.cdiv(H, BLOCK_M)
     pid = tl.program_id(0)
@@ -53,8 +53,11 @@ def tokens(q_latent, q_latent_strides, q_rope, q_rope_strides, latent, latent_st
         if HAS_RESIDUE:
             visible = visible & residue(b, h, i, j[None, :], env)
         block, at = place(pages, pages_strides, b, j, IN_PAGES)
-        b_latent = load_keys(latent, latent_strides, block, at, m_key, R, BLOCK_R)
-        b_rope = load_keys(rope, rope_strides, block, at, m_key, P, BLOCK_P)
+        b_latent = load_keys(latent, latent_strides, block, at, m_key, R, BLOCK_R, 1)
+        b_rope = load_keys(rope, rope_strides, block, at, m_key, P, BLOCK_P, 8 if FP8 else 1)
+        if FP8:
+            b_scale = load_keys(scales, scales_strides, block, at, m_key, R // GROUP, BLOCK_R // GROUP, 4)
+            b_latent = dequantize(b_latent, b_scale, b_q.dtype, FP8)
         acc, m, l = visit(acc, m, l, b_q, b_r, b_latent, b_rope, visible, j, (b, h, i), env, UPCAST)
     if HAS_SINK:
         a = sink(b, h, i, env) + tl.zeros([BLOCK_M, 1], tl.float32)

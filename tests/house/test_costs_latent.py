@@ -1,4 +1,4 @@
-"""absorb or expand: by the sizes of DeepSeek-V3, proved where a length is symbolic, by the sizes at hand where it cannot be."""
+"""absorb or expand: by the sizes of DeepSeek-V3, proved where a length is symbolic, left to run time where it cannot be."""
 
 import dataclasses
 
@@ -34,7 +34,7 @@ def test_a_growing_cache_is_decided_for_every_length():
 def test_a_crossover_at_a_few_tokens_is_no_branch():
     found = decide(shape(keys=S), {S: sympy.Integer(1)}, {S: 4096})
     assert found.absorb and found.why == "cheaper for s0 from 4 on"
-    assert decide(shape(keys=S), {S: sympy.Integer(1)}, {S: 2}).why == "dearer at s0 = 2, the sizes at hand"
+    assert decide(shape(keys=S), {S: sympy.Integer(1)}, {S: 2}).gain is not None
 
 
 def test_a_prompt_of_any_length_is_decided_for_every_length():
@@ -42,10 +42,26 @@ def test_a_prompt_of_any_length_is_decided_for_every_length():
     assert not found.absorb and found.why == "dearer for every s0"
 
 
-@pytest.mark.parametrize(("queries", "absorb"), [(2, True), (4096, False)])
-def test_else_by_the_sizes_at_hand(queries, absorb):
-    found = decide(shape(queries=T, keys=S), {}, {T: queries, S: 8192})
-    assert found.absorb is absorb and f"at s0 = 8192, s1 = {queries}, the sizes at hand" in found.why
+@pytest.mark.parametrize(("queries", "absorb"), [(2, True), (310, True), (311, False), (4096, False)])
+def test_else_at_run_time_by_the_crossover(queries, absorb):
+    """B and H drop out: T (2112 + 3 S) = 1012 S."""
+    found = decide(shape(batch=B, queries=T, keys=S + T), {}, {T: queries, S: 8192 - queries, B: 4})
+    assert found.absorb is absorb and found.why == "absorbed where T < 1012*S/(2112 + 3*S), T = s1, S = s0 + s1"
+    exact = decide(shape(queries=queries, keys=8192), {}, {})
+    assert exact.absorb is absorb and exact.gain is None
+    assert (found.gain.subs({T: queries, S: 8192 - queries}) > 0) == absorb
+
+
+def test_a_crossover_without_a_limit():
+    """Of a rank so small that every key is cheaper absorbed, but queries cost."""
+    small = dataclasses.replace(shape(queries=T, keys=S), rank=sympy.Integer(16), rope=sympy.Integer(8))
+    found = decide(small, {}, {T: 900, S: 2})
+    assert found.gain is not None and not found.absorb and " > 0, T = s1, S = s0" in found.why
+
+
+def test_chosen_tokens_are_decided_by_the_sizes_at_hand():
+    found = decide(shape(queries=T, keys=S, tokens=2048), {}, {T: 4096, S: 65536})
+    assert found.absorb and found.gain is None and "at s0 = 65536, s1 = 4096, the sizes at hand" in found.why
 
 
 def test_chosen_tokens_move_the_crossover():

@@ -11,6 +11,7 @@ from mla_compiler.ir import AttentionSpec
 from mla_compiler.lowering import gpu, gpu_latent, reference
 from mla_compiler.lowering.checks_latent import PAGE
 from mla_compiler.lowering.choice import Choice
+from mla_compiler.lowering.fp8 import quantize_latent
 from mla_compiler.lowering.gpu_latent import Latents
 from mla_compiler.lowering.machine import machine_of
 from mla_compiler.lowering.mla.reference import attend_latent
@@ -24,7 +25,8 @@ LAYOUTS = ("contiguous", "one buffer", "strided")
 
 @dataclass(frozen=True)
 class Case:
-    """`tables` names functions of `cases`; `chosen` tokens a query, 0 for all; `layout` how the latents lie in memory."""
+    """`tables` names functions of `cases`; `chosen` tokens a query, 0 for all; `layout` how the latents lie in memory;
+    `packed` in 8 bits, with their rope."""
 
     spec: str
     tables: tuple[str, ...] = ()
@@ -38,6 +40,7 @@ class Case:
     width: int = 16
     chosen: int = 0
     paged: bool = False
+    packed: bool = False
     dtype: torch.dtype = torch.float16
     layout: str = "contiguous"
     choice: Choice | None = DENSE
@@ -57,12 +60,15 @@ def operands(case: Case) -> tuple[Latents, list[Tensor]]:
     q = torch.randn(batch, case.heads, case.queries, case.rank + case.width).to(case.dtype)
     lead = (batch * rows // PAGE + 2, PAGE) if case.paged else (batch, rows)
     latent, rope = _laid(torch.randn(*lead, case.rank + case.width).to(case.dtype), case)
+    latent, rope = (quantize_latent(latent, rope), None) if case.packed else (latent, rope)
     pages = None
     if case.paged:
         order = torch.randperm(lead[0])[: lead[0] - 2].to(torch.int32)
         pages = order.view(batch, -1)
         unused = torch.tensor([page for page in range(lead[0]) if page not in order])
-        latent[unused], rope[unused] = torch.nan, torch.nan
+        for x in (latent, rope):
+            if x is not None:
+                x[unused] = 255 if case.packed else torch.nan
     tokens = _tokens(case, rows) if case.chosen else None
     return (Latents(q[..., : case.rank], q[..., case.rank :], latent, rope, tokens, pages),
             [getattr(cases, name)(case) for name in case.tables])
@@ -111,5 +117,5 @@ def errors(case: Case, device: str = "cpu") -> tuple[float, float]:
     formula = truth(case, given, tables, case.dtype, reference.in_order if exact else torch.matmul)
     measured = [(x.cpu().double() - best).abs().max().item() for x in (found, formula)]
     rounding = best.abs().max().item() * torch.finfo(case.dtype).eps
-    largest = given.latent.nan_to_num().abs().max().item()
+    largest = 0 if case.packed else given.latent.nan_to_num().abs().max().item()
     return measured[0], max(measured[1], rounding, largest * 2**-22 if exact else 0.0)

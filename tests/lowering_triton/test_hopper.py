@@ -60,6 +60,11 @@ def test_the_loop_multiplies_from_registers_and_spills_nothing(dims):
         reloads = 1 if dims == (256, 256) and at >= warpgroups else 0     # of a number, in a tile at an edge
         assert "STL" not in piece and piece.count("LDL") <= reloads
         assert not re.search(r"\b(STS|STSM|LDS|LDSM)\b", piece)   # the weights never go through shared memory
+    # a warp jumps over the products of sums whose maxima stay: two rows a thread, no number is moved
+    jumps = re.findall(r"VOTE\.ANY.*?BRA (.*?)\n\.L_", kernel.sass, re.DOTALL)
+    skipped = [re.findall(r"FMUL (R\d+), (R\d+), (R\d+)", jump) for jump in jumps]
+    assert any(len(of) == padded(dims[1]) // 2 and len({by for _, _, by in of}) == 2 and all(to == x for to, x, _ in of)
+               for of in skipped)
 
 
 @pytest.mark.parametrize("dims", [(96, 96), (128, 128), (192, 128)], ids=str)
@@ -149,6 +154,14 @@ def test_head_dims(dims, changes, hopper_gpu):
         case = CASES["causal, aligned to the end"].but(sizes=(keys - queries,), queries=queries, keys=keys)
         case = case.but(dtype=torch.bfloat16, head_dim=dims[0], value_dim=dims[1], heads=8)
         check(chosen(case, **changes))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_maxima_that_move(head_dim, hopper_gpu):
+    """Logits of some 40 powers of two: in most tiles some warps rescale their sums and others do not."""
+    case = CASES["causal"].but(spec="score: 3.0*s; hi: i + 1", queries=1500, keys=1500, dtype=torch.bfloat16)
+    check(chosen(case.but(head_dim=head_dim, value_dim=head_dim)))
 
 
 @pytest.mark.gpu

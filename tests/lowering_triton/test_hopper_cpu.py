@@ -76,6 +76,10 @@ def test_head_dims(dims, schedule, overlap, launch):
     check(launch, case.but(head_dim=dims[0], value_dim=dims[1]), *schedule, overlap=overlap)
 
 
+def test_maxima_that_move(launch):
+    check(launch, CASES["causal"].but(spec="score: 3.0*s; hi: i + 1", queries=300, keys=300, dtype=torch.bfloat16))
+
+
 @pytest.mark.parametrize("lengths", [[256] * 4, [300, 20, 1, 700, 64, 63], [64] * 9], ids=str)
 @pytest.mark.parametrize("block_m", [128, 192])
 def test_documents_of_any_length(lengths, block_m, launch):

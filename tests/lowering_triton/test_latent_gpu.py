@@ -8,6 +8,7 @@ import torch
 from mla_compiler import lowering
 from mla_compiler.ir import AttentionSpec
 from mla_compiler.lowering import gpu_latent
+from mla_compiler.lowering.fp8 import dequantize
 from mla_compiler.lowering.machine import machine_of
 from mla_compiler.lowering.mla import exchange_launch
 
@@ -42,6 +43,26 @@ def test_attentions(name, chosen):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_dtypes(dtype, chosen):
     check(LIVE.but(dtype=dtype, choice=None, **REAL, keys=500, chosen=chosen))
+
+
+@pytest.mark.parametrize("paged", [False, True])
+@pytest.mark.parametrize("chosen", [0, 200])
+@pytest.mark.parametrize("heads", [16, 128])
+def test_packed(heads, chosen, paged):
+    """Codes converted by the target."""
+    case = LIVE.but(dtype=torch.bfloat16, choice=None, rank=512, width=64, heads=heads, keys=500, chosen=chosen)
+    check(case.but(packed=True, paged=paged, spec=LIVE.spec.replace("0.25", "0.07")))
+
+
+def test_quantised_on_the_gpu():
+    """Within half a step of e4m3 of what was there: 2^-4 of a channel, or 2^-10 of a scale."""
+    latent, rope = torch.randn(70, 512).bfloat16(), torch.randn(70, 64).bfloat16()
+    found = torch.ops.flashmla.quantize_latent(latent.cuda(), rope.cuda()).cpu()
+    back, beside = dequantize(found, 512, torch.bfloat16, torch.float64)
+    step = found[:, 512:528].view(torch.float32).double().repeat_interleave(128, -1) * 2.0**-10
+    exact = latent.double()
+    assert torch.equal(beside, rope.double())
+    assert ((back - exact).abs() <= (exact.abs() * 2.0**-4 + step) * (1 + 2.0**-20)).all()
 
 
 @pytest.mark.parametrize("chosen", [0, 200])

@@ -101,9 +101,10 @@ class Language(Tensors):
                                pack: int) -> Tensor | None:
         if text.startswith("bar."):
             return self._turn(text)
-        assert pack == 1
-        found = ptx(text, torch.broadcast_tensors(*map(torch.as_tensor, given)))
-        return tensor(floats(found) if dtype == torch.float32 else bits(found))
+        given = torch.broadcast_tensors(*map(torch.as_tensor, given))
+        parts = [x.reshape(-1, pack)[:, at].contiguous() for x in given for at in range(pack)] if pack > 1 else given
+        found = [floats(x) if dtype == torch.float32 else bits(x) for x in ptx(text, parts, pack)]
+        return tensor(torch.stack(found, -1).reshape(given[0].shape) if pack > 1 else found[0])
 
     def _turn(self, text: str) -> None:
         operation, barrier = re.match(r"bar\.(\w+) (\d+), 256", text).groups()

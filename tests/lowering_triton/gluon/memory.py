@@ -30,6 +30,9 @@ class Tensor(torch.Tensor):
     def __iadd__(self, other):
         return self + other
 
+    def __format__(self, how):
+        return format(self.item(), how)
+
     def split(self):
         return self.unbind(-1)
 

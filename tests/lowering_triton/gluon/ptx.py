@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-_NUMBER = re.compile(r"0x([0-9A-F]+)|(-?\d+)$")
+_NUMBER = re.compile(r"0f([0-9A-F]{8})|0x([0-9A-F]+)|(-?\d+)$")
 
 
-def ptx(text: str, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The instructions of an inline text over whole tensors; $0 is the output, then inputs. A register is its bits."""
-    registers = {f"${1 + at}": x.as_subclass(torch.Tensor) for at, x in enumerate(inputs)}
+def ptx(text: str, inputs: Sequence[torch.Tensor], outputs: int = 1) -> list[torch.Tensor]:
+    """The instructions of an inline text over whole tensors; $0 .. are outputs, then inputs. A register is its bits."""
+    registers = {f"${outputs + at}": x.as_subclass(torch.Tensor) for at, x in enumerate(inputs)}
+    beyond = ""
     for line in re.split(r"[;\n]", text.strip("{} \n")):
+        if beyond:
+            beyond = "" if line.strip() == f"{beyond}:" else beyond
+            continue
+        if line.startswith("@"):  # a branch, taken if all lanes take it; what one does that need not changes nothing
+            predicate, _bra, label = line[2:].split()
+            beyond = "" if registers[predicate].any() else label
+            continue
         name, *rest = line.split(maxsplit=1)[:2] if line.strip(" {}") else [""]
         if not rest or name.startswith("."):
             continue
         target, *sources = (part.strip() for part in rest[0].split(","))
         registers[target] = _INSTRUCTIONS[name](*(_value(source, registers) for source in sources))
-    return registers["$0"]
+    return [registers[f"${at}"] for at in range(outputs)]
 
 
 def _value(text: str, registers: dict[str, torch.Tensor]) -> Any:
     found = _NUMBER.match(text)
     if not found:
         return registers[text]
-    number = int(found[1], 16) if found[1] else int(found[2])
+    if found[1]:
+        return torch.tensor(struct.unpack(">f", bytes.fromhex(found[1]))[0])
+    number = int(found[2], 16) if found[2] else int(found[3])
     return torch.tensor(number - (1 << 32) if number >= 1 << 31 else number, dtype=torch.int32)
 
 
@@ -49,7 +60,12 @@ def _packed(high: torch.Tensor, low: torch.Tensor, dtype: torch.dtype) -> torch.
 
 
 _INSTRUCTIONS = {
+    "mov.f32": lambda x: x,
+    "setp.neu.f32": lambda x, y: ~(floats(x) == floats(y)),
+    "setp.neu.or.f32": lambda x, y, p: ~(floats(x) == floats(y)) | p,
+    "vote.sync.any.pred": lambda p, members: p.any(),
     "ex2.approx.ftz.f32": lambda x: torch.where(torch.exp2(x) < 2.0**-126, 0.0, torch.exp2(x)),
+    "mul.rn.f32": lambda x, y: floats(x) * floats(y),
     "mov.b32": lambda x: x,
     "shr.s32": lambda x, y: bits(x) >> y,
     "lop3.b32": _select,

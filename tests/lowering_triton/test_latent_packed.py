@@ -1,0 +1,78 @@
+"""Packed latents, 656 bytes a token: unpacked in the kernel, in Triton's interpreter and compiled for every architecture."""
+
+import pytest
+import torch
+
+from mla_compiler.lowering import fp8, gpu_latent
+from mla_compiler.lowering.choice import Choice
+from mla_compiler.lowering.compile import compile_latent
+from mla_compiler.lowering.machine import MACHINES, machine_of
+from mla_compiler.lowering.mla.config import Shape, configure
+
+from .latents import CHOSEN, DENSE, Case, operands
+from .test_latent import CASES, check
+from .test_latent_compile import LIVE
+
+PACKED = {"packed": True, "rank": 512, "width": 64, "dtype": torch.bfloat16}
+SCORE = "score: 0.07*s"
+
+
+@pytest.mark.parametrize("name, paged", [("live length", True), ("window", False), ("padding", False), ("sinks", True)])
+@pytest.mark.parametrize("chosen", [0, 21])
+def test_the_formula_on_what_is_unpacked(interpreted, name, chosen, paged):
+    """The truth is the formula on the codes and scales in float64; twice the error of the formula in bfloat16 is allowed."""
+    case = CASES[name]
+    case = case.but(spec=case.spec.replace("0.25", "0.07"), choice=CHOSEN if chosen else DENSE, chosen=chosen, paged=paged)
+    check(interpreted, case.but(**PACKED))
+
+
+@pytest.mark.parametrize("chosen", [0, 70])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_pages_in_parts(interpreted, chosen, dtype):
+    choice = Choice("tokens" if chosen else "mla", 16, 64, 8, 2, 2)
+    case = Case(f"{SCORE}; hi: T0[b] + i + 1", ("lengths",), batch=2, heads=20, keys=200, chosen=chosen, choice=choice)
+    check(interpreted, case.but(**{**PACKED, "dtype": dtype, "paged": True}))
+
+
+def test_other_dims(interpreted):
+    """512 channels are four scales; a rope part of 8 channels is one row of 16 bytes."""
+    check(interpreted, Case(SCORE, **{**PACKED, "width": 8}))
+
+
+def test_every_code_is_read_by_its_bits(interpreted):
+    """All 254 finite codes through the kernel that has no conversion of its own: a key of one code gives it back."""
+    latents, codes = interpreted(_one_key_a_code)
+    assert torch.equal(latents, codes)
+
+
+def _one_key_a_code():
+    codes = torch.tensor([code for code in range(256) if code & 127 != 127], dtype=torch.uint8)
+    packed = torch.zeros(len(codes), 1, 656, dtype=torch.uint8)
+    packed[:, :, :512] = codes[:, None, None]
+    packed[:, :, 512:528] = torch.ones(4).view(torch.uint8)
+    q = torch.zeros(len(codes), 1, 1, 576, dtype=torch.float16)
+    out = gpu_latent.attend_latent(q[..., :512], q[..., 512:], packed, None, None, None, [], [], [], "score: s")
+    return out[:, 0, 0, ::100], codes.view(torch.float8_e4m3fn).half()[:, None].expand(-1, 6)
+
+
+@pytest.mark.parametrize("arch", MACHINES)
+@pytest.mark.parametrize("family", ["mla", "tokens"])
+@pytest.mark.parametrize("heads", [16, 128])
+def test_every_architecture(arch, family, heads):
+    """From sm_89 on by the target's conversion; before, and for AMD, whose e4m3 is another, by bits."""
+    machine = MACHINES[arch]
+    choice = configure(family, Shape(4, heads, 8192, 512, 64, 2, packed=True), 0, machine)
+    kernel = compile_latent(LIVE, choice, 512, 64, torch.bfloat16, arch, paged=True, packed=True)
+    text = kernel.amdgcn or kernel.ptx
+    assert ("e4m3x2" in text) == (fp8.conversion(machine) == 2) == (arch in ("sm_89", "sm_90", "sm_100"))
+    assert arch != "gfx942" or "cvt_f32_fp8" not in text and "cvt_pk_f32_fp8" not in text
+    assert 0 < kernel.shared <= machine.shared_memory and kernel.spills <= (180 if arch == "sm_100" else 40)
+
+
+def test_packed_latents_take_the_plain_kernel():
+    case = Case(SCORE, batch=2, **PACKED)
+    for chosen, family in ((0, "mla"), (9, "tokens")):
+        given = operands(case.but(chosen=chosen))[0]
+        assert gpu_latent.choose(LIVE, given, MACHINES["sm_90"]).family == family
+        assert gpu_latent.choose(LIVE, given, machine_of(torch.device("cpu"))).family == family
+        assert gpu_latent.shape_of(given).key_bytes == 656
