@@ -11,7 +11,7 @@ from ..hopper.tiles import hull, least, most, slot
 from .balance import divide, keys_of, keys_of_part, parts_of, row_tiles
 from .early import asked_early, pass_over
 from .parts import join_parts, place, rows_of, store_part, store_rows
-from .weights import weigh
+from .weights import weigh_scores
 
 
 @gluon.jit
@@ -68,9 +68,9 @@ def attend_tiles(b_q, rings, bars, use, first, count, at, lo, hi, span, env, STA
         s = warpgroup_mma_wait(0, [s])
         mbarrier.arrive(k_bars[1].index(slot_at))
         if (j0 >= inside) & (j0 + BLOCK_N <= beyond):
-            p, m, l, shrink = weigh(s, m, l, j0, lo, hi, at, env, BLOCK_N, False)
+            p, m, l, shrink = weigh_scores(s, m, l, j0, lo, hi, at, env, BLOCK_N, False)
         else:
-            p, m, l, shrink = weigh(s, m, l, j0, lo, hi, at, env, BLOCK_N, True)
+            p, m, l, shrink = weigh_scores(s, m, l, j0, lo, hi, at, env, BLOCK_N, True)
         acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, o_layout))[:, None]
         weights = gl.convert_layout(p.to(b_v.dtype), p_layout)
         mbarrier.wait(v_bars[0].index(slot_at), phase)

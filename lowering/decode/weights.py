@@ -7,11 +7,11 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from ..hooks import HAS_LO, score
-from ..hopper.softmax import SCALE, exp2
+from ..hopper.softmax import SCALE, weigh
 
 
 @gluon.jit
-def weigh(s, m, l, j0, lo, hi, at, env, BLOCK_N: gl.constexpr, MASKED: gl.constexpr):
+def weigh_scores(s, m, l, j0, lo, hi, at, env, BLOCK_N: gl.constexpr, MASKED: gl.constexpr):
     """p [M, N], m [M], l [M], and by what the sums so far shrink [M]; s [M, N], lo and hi [M, 1], at = (b, h, i)."""
     b, h, i = at
     j = (j0 + gl.arange(0, BLOCK_N, gl.SliceLayout(0, s.type.layout)))[None, :]                # [1, N]
@@ -22,14 +22,5 @@ def weigh(s, m, l, j0, lo, hi, at, env, BLOCK_N: gl.constexpr, MASKED: gl.conste
         a = gl.where(j < hi, a, float("-inf"))
         if HAS_LO:
             a = gl.where(j >= lo, a, float("-inf"))
-    highest = gl.max(a, 1)                                                                     # [M]
-    if SCALE != 0.0:
-        highest = highest * SCALE
-    m_new = gl.maximum(m, highest)
-    shift = gl.where(m_new == float("-inf"), 0.0, m_new)
-    if SCALE != 0.0:
-        p = exp2(a * SCALE - shift[:, None])                                                   # [M, N]
-    else:
-        p = exp2(a - shift[:, None])
-    shrink = exp2(m - shift)                                                                   # [M]
-    return p, m_new, l * shrink + gl.sum(p, 1), shrink
+    p, m, shrink = weigh(a, gl.max(a, 1), m)
+    return p, m, l * shrink + gl.sum(p, 1), shrink

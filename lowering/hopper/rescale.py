@@ -1,8 +1,8 @@
 """acc = acc * shrink, by the warps that have a row whose maximum grew
 
-Weights are relative to a maximum that may be too small by LAG powers of two (FlashAttention-4 has the same): it moves only
-when a logit exceeds it by more, which after the first tiles is seldom. A warp whose 16 rows stay skips the products: a branch
-that Gluon has no words for, since it is the warp's and not the warpgroup's.
+Weights are relative to a maximum that may be too small by LAG powers of two (FlashAttention-4 has the same): it moves only when
+a logit exceeds it by more, which after the first tiles is seldom (`softmax.weigh`). A warp whose 16 rows stay skips the
+products: a branch that Gluon has no words for, since it is the warp's and not the warpgroup's.
 """
 
 from triton.experimental import gluon
@@ -10,13 +10,6 @@ from triton.experimental.gluon import constexpr_function
 from triton.experimental.gluon import language as gl
 
 LAG = gl.constexpr(8.0)
-
-
-@gluon.jit
-def moved(m, highest):
-    """The maximum [M] that weights are relative to, m [M] or max(m, highest); NaN stays."""
-    m_new = gl.maximum(m, highest)
-    return gl.where(m_new - m <= LAG, m, m_new)
 
 
 @constexpr_function

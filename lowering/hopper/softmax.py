@@ -1,4 +1,4 @@
-"""m, l, acc as a key of logit a joins them; 2^x: what the softmaxes of the Hopper kernels share
+"""p = 2^(a - m), m = max(m, max_j a_j): the online softmax that the Hopper kernels share, and a key that joins alone
 
 With SCALE, a = SCALE * s for a constant SCALE > 0: the maximum is taken of s and the scale joins the subtraction in one
 fused multiply-add. Otherwise a is the spec's score. NaN and +inf logits make their row NaN, as in SDPA.
@@ -14,6 +14,23 @@ SCALE = gl.constexpr(0.0)
 def exp2(x):
     """Denormal results are 0."""
     return gl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
+
+
+@gluon.jit
+def weigh(a, highest, m, LAG: gl.constexpr = 0.0):
+    """p [M, N], the new maximum m [M], and by what the sums so far shrink [M]; a [M, N], highest [M] = max_j a_j.
+
+    With SCALE, a and highest are of s. With LAG the maximum stays where it is too small by no more powers of two than that.
+    """
+    if SCALE != 0.0:
+        highest = highest * SCALE
+    m_new = gl.maximum(m, highest)
+    if LAG != 0.0:
+        m_new = gl.where(m_new - m <= LAG, m, m_new)
+    shift = gl.where(m_new == float("-inf"), 0.0, m_new)
+    if SCALE != 0.0:
+        a = a * SCALE
+    return exp2(a - shift[:, None]), m_new, exp2(m - shift)
 
 
 @gluon.jit

@@ -19,7 +19,7 @@ from ..hooks import HAS_RESIDUE
 from .messages import leave_turn, take_turn
 from .products import flat, scores
 from .tiles import slot
-from .weigh import look, pack, thread_sums, unpack, weigh
+from .weigh import look, pack, thread_sums, unpack, weigh_scores
 
 
 @gluon.jit
@@ -67,7 +67,7 @@ def step(wg: gl.constexpr, bufs, bars, n, use, j0, rows, m, l, packed, acc, env,
     s_next, o_next = begin(wg, bufs, bars, n, (k_at, k_phase, v_at, v_phase), p, acc, some, FIRST, PING_PONG, OVERLAP)
     s = warpgroup_mma_wait(1, [s_next])                                                        # [64, N]
     mbarrier.arrive(k_bars[1].index(k_at))
-    weights, m, shrink = weigh(s, m, j0, lo, hi, marks, at, env, BLOCK_N, MASKED)
+    weights, m, shrink = weigh_scores(s, m, j0, lo, hi, marks, at, env, BLOCK_N, MASKED)
     l = l * gl.convert_layout(shrink, gl.SliceLayout(1, l.type.layout))[:, None] + thread_sums(weights)
     if OVERLAP:
         mbarrier.wait(v_bars[0].index(k_at), k_phase)

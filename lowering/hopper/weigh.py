@@ -8,8 +8,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from ..hooks import HAS_LO, HAS_RESIDUE, residue, score
-from .rescale import moved
-from .softmax import SCALE, exp2
+from .rescale import LAG
+from .softmax import SCALE, weigh
 
 
 @gluon.jit
@@ -108,7 +108,7 @@ def mask(a, j0, lo, hi, marks, BLOCK_N: gl.constexpr):
 
 
 @gluon.jit
-def weigh(s, m, j0, lo, hi, marks, at, env, BLOCK_N: gl.constexpr, MASKED: gl.constexpr):
+def weigh_scores(s, m, j0, lo, hi, marks, at, env, BLOCK_N: gl.constexpr, MASKED: gl.constexpr):
     """p [M, N], m [M], and by what the sums so far shrink [M]; s [M, N], lo and hi [M, 1], at = (b, h, i)."""
     b, h, i = at
     a = s
@@ -118,11 +118,4 @@ def weigh(s, m, j0, lo, hi, marks, at, env, BLOCK_N: gl.constexpr, MASKED: gl.co
         a = score(s, b, h, i, first + apart, env)                                              # [M, N]
     if MASKED:
         a = mask(a, j0, lo, hi, marks, BLOCK_N)
-    highest = row_max(a)                                                                       # [M]
-    if SCALE != 0.0:
-        highest = highest * SCALE
-    m_new = moved(m, gl.convert_layout(highest, m.type.layout))
-    shift = gl.where(m_new == float("-inf"), 0.0, m_new)
-    if SCALE != 0.0:
-        a = a * SCALE
-    return exp2(a - shift[:, None]), m_new, exp2(m - shift)
+    return weigh(a, gl.convert_layout(row_max(a), m.type.layout), m, LAG)

@@ -21,9 +21,10 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma_wait
 
+from ..hopper.softmax import weigh
 from .finish import finish
 from .rows import told
-from .steps import begin_values, bounds_of, give, masked, scores, tokens_of, weigh
+from .steps import begin_values, bounds_of, give, masked, scores, tokens_of
 
 READY = gl.constexpr(0)
 TURN = gl.constexpr(2)
@@ -68,7 +69,7 @@ def even(source, queries, rings, bars, b_p, small, message, sizes, env, to, R: g
             mbarrier.arrive(bars[2].index(TURN), pred=2 * u + 1 < count)
             mbarrier.arrive(bars[1].index(2))
             a = masked(s, token, sizes, rows, bounds, j0, last, env)
-            weights, m, shrink = weigh(a, m)
+            weights, m, shrink = weigh(a, gl.max(a, 1), m)
             p = weights.to(rings[0].dtype)
             mbarrier.wait(bars[2].index(TAKEN), phase ^ 1)
             give(0, b_p, small, bars, p, m, shrink)
@@ -133,7 +134,7 @@ def odd(source, queries, rings, bars, b_p, small, message, sizes, env, to, R: gl
             l = l * small.index(1).load(s_rows)
             acc = acc * small.index(1).load(o_rows)[:, None]
             o = begin_values(b_p[0], rings, 2, bars, 0, z, phase_0, j0 + N, (begin, last), acc)
-            weights, m, shrink = weigh(a, m)
+            weights, m, shrink = weigh(a, gl.max(a, 1), m)
             p = weights.to(rings[2].dtype)
             mbarrier.wait(bars[2].index(TAKEN + 1), phase)
             give(1, b_p, small, bars, p, m, shrink)

@@ -5,7 +5,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, warpgroup_mma, warpgroup_mma_wait
 
 from ..hooks import HAS_LO, score
-from ..hopper.softmax import SCALE, exp2
+from ..hopper.softmax import SCALE
 from ..hopper.tiles import hull
 from .rows import CHOSEN, clean, flat, rows_at, token_at, told
 
@@ -86,21 +86,6 @@ def masked(s, token, sizes, rows, bounds, j0, last, env):
             if HAS_LO:
                 a = gl.where(j >= lo, a, float("-inf"))
     return a
-
-
-@gluon.jit
-def weigh(a, m):
-    """p [64, N], the new maximum m [64] and by what the sums so far shrink [64]; with SCALE, the logit is SCALE * a."""
-    highest = gl.max(a, 1)                                                                     # [64]
-    if SCALE != 0.0:
-        highest = highest * SCALE
-    m_new = gl.maximum(m, highest)
-    shift = gl.where(m_new == float("-inf"), 0.0, m_new)
-    if SCALE != 0.0:
-        p = exp2(a * SCALE - shift[:, None])                                                   # [64, N]
-    else:
-        p = exp2(a - shift[:, None])
-    return p, m_new, exp2(m - shift)
 
 
 @gluon.jit

@@ -12,41 +12,43 @@ from mla_compiler.lowering.choice import Choice
 from mla_compiler.lowering.decode import launch as decode
 from mla_compiler.lowering.decode.config import batch_block, power
 
-from . import gluon_threads
 from .attentions import CASES
 from .cases import Case, errors
+from .gluon.memory import Descriptor
+from .gluon.run import run as run_kernel
 
 FAMILY = "decode_hopper"
 SINKS = Case("score: 0.25*s; hi: T0[b] + 1; group: 4; sink: F1[h]", ("uneven", "sinks"), batch=5, heads=8, queries=1, keys=700)
 
 
-def ran(case: Case) -> tuple[float, float, bool]:
+def ran(case: Case, late: bool) -> tuple[float, float, bool]:
     """(the kernel's error, the formula's, whether every counter is zero again)."""
     source = codegen.source(AttentionSpec.parse(case.spec), FAMILY)
 
     def start(function, grid, arguments, constants, *rest, **options):
-        gluon_threads.launch(source, FAMILY, grid[0], arguments, constants)
+        run_kernel(source, FAMILY, grid[0], arguments, constants, late)
 
     kernel = SimpleNamespace(decode_hopper=None)
     with mock.patch.object(gpu, "kernel", lambda *_: kernel), mock.patch.object(decode, "start", start), \
-            mock.patch.object(decode, "describe", gluon_threads.Descriptor):
+            mock.patch.object(decode, "describe", Descriptor):
         measured = errors(case)
     return *measured, not counters.counters(torch.device("cpu"), 1024).any()
 
 
-def check(interpreted, case: Case, programs: int, block_n: int = 64, stages: int = 2) -> None:
+def check(interpreted, case: Case, programs: int, block_n: int = 64, stages: int = 2, late: bool = True) -> None:
     rows = AttentionSpec.parse(case.spec).group * case.queries
     choice = Choice(FAMILY, 64 if rows <= 64 else 128, block_n, 4, stages, programs=programs, block_b=batch_block(case.batch),
                     block_t=power(case.queries), block_r=min(4, power(rows)))
-    error, formula, clean = interpreted(ran, case.but(choice=choice))
+    error, formula, clean = interpreted(ran, case.but(choice=choice), late)
     assert clean
     assert error <= 2 * formula, f"{error} from the truth, the formula is {formula}: {case}"
 
 
+@pytest.mark.parametrize("late", [True, False])
 @pytest.mark.parametrize("programs", [1, 2, 5, 10, 11, 23])
-def test_any_number_of_programs(interpreted, programs):
+def test_any_number_of_programs(interpreted, programs, late):
     """10 items: a program has several, one, or a part of one."""
-    check(interpreted, SINKS, programs)
+    check(interpreted, SINKS, programs, late=late)
 
 
 @pytest.mark.parametrize("programs", [2, 4, 7, 12])

@@ -1,5 +1,6 @@
 """The exchange kernels as threads on the CPU: equal to the formula, however the keys are divided; nobody waits for ever."""
 
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -9,7 +10,8 @@ from mla_compiler.lowering import codegen, gpu
 from mla_compiler.lowering.choice import Choice
 from mla_compiler.lowering.mla import exchange_launch
 
-from . import gluon_threads
+from .gluon.memory import Descriptor
+from .gluon.run import run as run_kernel
 from .latents import Case, operands, run, truth
 from .test_latent import CASES
 
@@ -20,28 +22,30 @@ SMALL = {"rank": 128, "width": 64}
 class Threads:
     """A kernel's module as `gpu.kernel` returns it; its launch runs on the CPU."""
 
-    def __init__(self, spec, family):
-        self.source, self.family = codegen.source(spec, family), family
+    def __init__(self, spec, family, late):
+        self.source, self.family, self.late = codegen.source(spec, family), family, late
 
     def __getattr__(self, entry):
         return self
 
     def __getitem__(self, grid):
         def launch(*arguments, num_warps, maxnreg, **constants):
-            gluon_threads.launch(self.source, self.family, grid[0], arguments, constants)
+            run_kernel(self.source, self.family, grid[0], arguments, constants, self.late)
 
         return launch
 
 
 def errors(case: Case) -> tuple[float, float]:
-    """(the kernel's, the formula's in float16): largest differences from float64. Run twice, over the same memory."""
+    """(the kernel's, the formula's in float16): largest differences from float64. Copies are early, then products."""
     given, tables = operands(case)
-    with mock.patch.object(gpu, "kernel", Threads), mock.patch.object(exchange_launch, "describe", gluon_threads.Descriptor):
-        run(case, given, tables)
-        found = run(case, given, tables)
     best = truth(case, given, tables)
     formula = (truth(case, given, tables, case.dtype) - best).abs().max().item()
-    return (found.double() - best).abs().max().item(), max(formula, best.abs().max().item() * torch.finfo(case.dtype).eps)
+    found = []
+    for late in (True, False):
+        with mock.patch.object(gpu, "kernel", partial(Threads, late=late)), \
+                mock.patch.object(exchange_launch, "describe", Descriptor):
+            found.append((run(case, given, tables).double() - best).abs().max().item())
+    return max(found), max(formula, best.abs().max().item() * torch.finfo(case.dtype).eps)
 
 
 def check(interpreted, case: Case, programs: int, splits: int = 1) -> None:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import random
 import threading
+import time
 from typing import Any
 
 SECONDS = 60
+"""How long a role waits."""
 
 
 class Stuck(AssertionError):
     """A role waited in vain."""
+
+
+def hesitate() -> None:
+    """A role that is late now and then: no order of roles is relied upon."""
+    if random.random() < 0.05:
+        time.sleep(random.random() * 1e-3)
 
 
 class Barrier:
@@ -23,7 +32,7 @@ class Barrier:
     def come(self, arrived: int, size: int) -> None:
         with self.changed:
             self.arrived, self.bytes = self.arrived + arrived, self.bytes + size
-            assert self.arrived <= self.count
+            assert self.arrived <= self.count, "more arrivals than a phase has"
             if self.arrived == self.count and self.bytes == 0:
                 self.arrived, self.phase = 0, self.phase + 1
                 self.changed.notify_all()

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from . import barriers
-from .barriers import Barrier, Stuck
-from .memory import Pointer, Shared, Tensor, tensor
+from .barriers import Barrier, Stuck, hesitate
+from .memory import Layout, Pointer, Shared, Tensor, tensor
 from .ptx import bits, floats, ptx
 from .tensors import Tensors
+
+
+def count(*bounds: Any) -> Iterator[Tensor]:
+    """`range`, of numbers as the device has them."""
+    for at in range(*map(int, bounds)):
+        yield tensor(at, torch.int32)
 
 
 class Language(Tensors):
@@ -23,8 +30,9 @@ class Language(Tensors):
         self.here = threading.local()
         self.lock = threading.Lock()
         self.errors: list[BaseException] = []
-        for name in ("NVMMADistributedLayout", "SliceLayout", "DotOperandLayout", "BlockedLayout", "SwizzledSharedLayout"):
-            setattr(self, name, lambda *_: None)
+        for name in ("NVMMADistributedLayout", "SliceLayout", "DotOperandLayout", "BlockedLayout", "SwizzledSharedLayout",
+                     "NVMMASharedLayout"):
+            setattr(self, name, Layout())
 
     def launch(self, kernel: Any, *arguments: Any, **constants: Any) -> None:
         self.together([lambda pid=pid: self._block(pid, kernel, arguments, constants) for pid in range(self.blocks)])
@@ -37,9 +45,10 @@ class Language(Tensors):
         pid, turns = self.here.pid, {at: threading.Semaphore(0) for at in range(8, 16)}
 
         def role(function: Any, given: tuple[Any, ...]) -> None:
-            self.here.pid, self.here.turns, self.here.leaving = pid, turns, []
+            self.here.pid, self.here.turns, self.here.leaving, self.here.coming = pid, turns, [], []
             function(*given)
             assert not self.here.leaving, "a store was not awaited"
+            assert not self.here.coming, "a copy was not awaited"
 
         self.together([lambda f=f, g=g: role(f, g) for f, g in roles])
         assert not any(turn.acquire(blocking=False) for turn in turns.values()), "a turn was left to nobody"
@@ -62,8 +71,8 @@ class Language(Tensors):
     def program_id(self, axis: int) -> Tensor:
         return tensor(self.here.pid, torch.int32)
 
-    def num_programs(self, axis: int) -> int:
-        return self.blocks
+    def num_programs(self, axis: int) -> Tensor:
+        return tensor(self.blocks, torch.int32)
 
     def num_warps(self) -> int:
         return 4
@@ -73,7 +82,7 @@ class Language(Tensors):
             return Shared([Barrier() for _ in range(shape[0])])
         return Shared(torch.full(shape, torch.nan if dtype.is_floating_point else 1 << 20, dtype=dtype))
 
-    def load(self, pointer: Pointer, mask: Any = True, other: Any = 0) -> Tensor:
+    def load(self, pointer: Pointer, mask: Any = True, other: Any = 0, cache_modifier: str = "") -> Tensor:
         at, mask = torch.broadcast_tensors(torch.as_tensor(pointer.at), torch.as_tensor(mask))
         return tensor(torch.where(mask, pointer.flat[torch.where(mask, at, 0).long()], other))
 
@@ -81,7 +90,8 @@ class Language(Tensors):
         at, x, mask = torch.broadcast_tensors(*map(torch.as_tensor, (pointer.at, x, mask)))
         pointer.flat[at[mask].long()] = x[mask].to(pointer.flat.dtype)
 
-    def atomic_add(self, pointer: Pointer, x: int, sem: str) -> Tensor:
+    def atomic_add(self, pointer: Pointer, x: int, sem: str = "acq_rel") -> Tensor:
+        hesitate()
         with self.lock:
             before = pointer.flat[pointer.at].clone()
             pointer.flat[pointer.at] += x
@@ -92,10 +102,9 @@ class Language(Tensors):
         if text.startswith("bar."):
             return self._turn(text)
         given = torch.broadcast_tensors(*map(torch.as_tensor, given))
-        parts = [x.reshape(-1, pack)[:, at].contiguous() for x in given for at in range(pack)]
-        found = ptx(text, parts, pack, dtype)
-        found = [floats(x) if dtype == torch.float32 else bits(x) for x in found]
-        return tensor(torch.stack(found, -1).reshape(given[0].shape))
+        parts = [x.reshape(-1, pack)[:, at].contiguous() for x in given for at in range(pack)] if pack > 1 else given
+        found = [floats(x) if dtype == torch.float32 else bits(x) for x in ptx(text, parts, pack)]
+        return tensor(torch.stack(found, -1).reshape(given[0].shape) if pack > 1 else found[0])
 
     def _turn(self, text: str) -> None:
         operation, barrier = re.match(r"bar\.(\w+) (\d+), 256", text).groups()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,14 +11,36 @@ import torch
 from .barriers import Barrier
 
 
+class Layout:
+    """Any layout, and any of its parts."""
+
+    def __getattr__(self, name: str) -> Layout:
+        return self
+
+    def __getitem__(self, at: int) -> Layout:
+        return self
+
+    def __call__(self, *_: Any) -> Layout:
+        return self
+
+
 class Tensor(torch.Tensor):
-    """With what Triton's tensors have and torch's have not."""
+    """With what Triton's tensors have and torch's have not; `x += y` makes a new one."""
+
+    def __iadd__(self, other):
+        return self + other
+
+    def __format__(self, how):
+        return format(self.item(), how)
+
+    def split(self):
+        return self.unbind(-1)
 
     def to(self, dtype, bitcast=False):
         x = self.as_subclass(torch.Tensor)
         return (x.view(dtype) if bitcast else x.to(dtype)).as_subclass(Tensor)
 
-    type = property(lambda self: SimpleNamespace(layout=None))
+    type = property(lambda self: SimpleNamespace(layout=Layout()))
 
 
 def tensor(x: Any, dtype: Any = None) -> Tensor:
@@ -33,6 +56,9 @@ class Pointer:
 
     def __add__(self, offset: Any) -> Pointer:
         return Pointer(self.flat, self.at + offset)
+
+    def __getitem__(self, index: Any) -> Pointer:
+        return Pointer(self.flat, self.at[index])
 
 
 class Shared:
@@ -54,6 +80,14 @@ class Shared:
     def permute(self, order: list[int]) -> Shared:
         return Shared(self.data.permute(order))
 
+    def slice(self, start: int, length: int, dim: int) -> Shared:
+        return Shared(self.data.narrow(dim, start, length))
+
+    def _reinterpret(self, dtype: torch.dtype, shape: list[int], layout: Any) -> Shared:
+        found = Shared(self.data.view(dtype))
+        assert found.shape == shape
+        return found
+
     def load(self, layout: Any) -> Tensor:
         return tensor(self.data.clone())
 
@@ -63,17 +97,21 @@ class Shared:
 
 
 class Descriptor:
-    """A TMA descriptor of a tensor [B, H, S, D] in tiles of rows x columns."""
+    """A TMA descriptor of a tensor in tiles of these sizes of its last dims; outside it reads as 0 and is not written."""
 
-    def __init__(self, x: torch.Tensor, rows: int, columns: int) -> None:
-        self.x, self.dtype, self.layout = x, x.dtype, None
-        self.block_type = SimpleNamespace(shape=[1, 1, rows, columns], nbytes=rows * columns * x.itemsize)
+    layout = Layout()
 
-    def inside(self, coord: list[Any]) -> tuple[torch.Tensor, tuple[int, int]]:
-        b, h, row, column = map(int, coord)
-        rows, columns = self.block_type.shape[2:]
-        found = self.x[b, h, max(row, 0) : row + rows, column : column + columns]
-        return found, tuple(found.shape)
+    def __init__(self, x: torch.Tensor, *tile: int) -> None:
+        self.x, self.dtype, shape = x, x.dtype, [1] * (x.dim() - len(tile)) + list(tile)
+        self.block_type = SimpleNamespace(shape=shape, nbytes=math.prod(tile) * x.itemsize)
+
+    def inside(self, coord: list[Any]) -> tuple[torch.Tensor, tuple[slice, ...]]:
+        """The part of a tile that lies in the tensor, and where it lies in the tile."""
+        starts = [int(start) for start in coord]
+        assert min(starts) >= 0
+        sizes = zip(starts, self.block_type.shape, self.x.shape, strict=True)
+        found = self.x[tuple(slice(start, min(start + size, whole)) for start, size, whole in sizes)]
+        return found, tuple(slice(0, size) for size in found.shape)
 
 
 class Product:

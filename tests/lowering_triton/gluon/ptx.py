@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch
 _NUMBER = re.compile(r"0f([0-9A-F]{8})|0x([0-9A-F]+)|(-?\d+)$")
 
 
-def ptx(text: str, inputs: list[torch.Tensor], outputs: int, dtype: Any) -> list[torch.Tensor]:
+def ptx(text: str, inputs: Sequence[torch.Tensor], outputs: int = 1) -> list[torch.Tensor]:
     """The instructions of an inline text over whole tensors; $0 .. are outputs, then inputs. A register is its bits."""
     registers = {f"${outputs + at}": x.as_subclass(torch.Tensor) for at, x in enumerate(inputs)}
     beyond = ""

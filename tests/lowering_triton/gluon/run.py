@@ -1,4 +1,4 @@
-"""Gluon's names in torch on the CPU: enough of them to run a generated Hopper kernel, every role of every block a thread
+"""Gluon's names in torch on the CPU: enough of them to run the generated Hopper kernels, every role of every block a thread
 
 Layouts are ignored, barriers are real: a missing arrival is a `Stuck` after some seconds. Of what is asynchronous the worst
 is assumed, one way or the other: `late`, copies are there at once, and products and results are read when they are awaited,
@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from .barriers import Barrier
-from .language import Language
-from .memory import Descriptor, Pointer, Product, Shared
+from .barriers import Barrier, hesitate
+from .language import Language, count
+from .memory import Descriptor, Pointer, Product, Shared, tensor
 
 
 def namespace(language: Language) -> dict[str, Any]:
@@ -29,20 +29,17 @@ def namespace(language: Language) -> dict[str, Any]:
         only(bar).count = count
 
     def wait(bar: Any, phase: Any, pred: Any = True) -> None:
+        hesitate()
         if pred:
             only(bar).wait(int(phase))
 
-    def arrive(bar: Any, pred: Any = True) -> None:
+    def arrive(bar: Any, count: int = 1, pred: Any = True) -> None:
+        hesitate()
         if pred:
-            only(bar).come(1, 0)
+            only(bar).come(count, 0)
 
-    def copy_in(desc: Descriptor, coord: list[Any], bar: Any, to: Shared) -> None:
-        def copy() -> None:
-            found, (rows, columns) = desc.inside(coord)
-            to.data.zero_()
-            to.data[0, 0, :rows, :columns] = found
-            only(bar).come(0, -desc.block_type.nbytes)
-
+    def copy_for(bar: Any, copy: Any) -> None:
+        """Done at once, or by whoever waits at the barrier."""
         if language.late:
             copy()
             return
@@ -50,10 +47,38 @@ def namespace(language: Language) -> dict[str, Any]:
             only(bar).copies.append(copy)
             only(bar).changed.notify_all()
 
+    def copy_in(desc: Descriptor, coord: list[Any], bar: Any, to: Shared) -> None:
+        def copy() -> None:
+            found, there = desc.inside(coord)
+            to.data.zero_()
+            to.data[there] = found
+            only(bar).come(0, -desc.block_type.nbytes)
+
+        assert to.shape == desc.block_type.shape
+        copy_for(bar, copy)
+
+    def copy_by_threads(to: Shared, pointer: Pointer, mask: Any) -> None:
+        language.here.coming.append(lambda: to.store(language.load(pointer, mask)))
+
+    def arrive_with_copies(bar: Any, increment_count: bool) -> None:
+        """All threads, each when its copies are there."""
+        copies, language.here.coming = language.here.coming, []
+
+        def copy() -> None:
+            [each() for each in copies]
+            only(bar).come(only(bar).count, 0)
+
+        assert not increment_count
+        copy_for(bar, copy)
+
+    def await_copies(pendings: int) -> None:
+        while len(language.here.coming) > pendings:
+            language.here.coming.pop(0)()
+
     def copy_out(desc: Descriptor, coord: list[Any], source: Shared) -> None:
         def leave() -> None:
-            found, (rows, columns) = desc.inside(coord)
-            found.copy_(source.data[0, 0, :rows, :columns])
+            found, there = desc.inside(coord)
+            found.copy_(source.data[there])
 
         language.here.leaving.append(leave)
         if not language.late:
@@ -70,15 +95,17 @@ def namespace(language: Language) -> dict[str, Any]:
         return args[0] if args else identity
 
     return {
-        "gl": language, "gluon": SimpleNamespace(jit=identity), "constexpr_function": identity,
-        "tl": SimpleNamespace(debug_barrier=lambda: None, PropagateNan=SimpleNamespace(ALL=None)),
-        "fence_async_shared": lambda: None, "warpgroup_mma": product,
+        "gl": language, "gluon": SimpleNamespace(jit=identity), "constexpr_function": identity, "range": count,
+        "tl": SimpleNamespace(debug_barrier=lambda: None, PropagateNan=SimpleNamespace(ALL=None), constexpr=language.constexpr),
+        "fence_async_shared": lambda: None, "gdc_launch_dependents": lambda: None, "warpgroup_mma": product,
         "warpgroup_mma_wait": lambda pendings, found: found[0].get(),
         "mbarrier": SimpleNamespace(
             MBarrierLayout=lambda: "mbarrier", init=init, wait=wait, arrive=arrive,
             expect=lambda bar, size: only(bar).come(1, size)),
         "tma": SimpleNamespace(
             async_copy_global_to_shared=copy_in, async_copy_shared_to_global=copy_out, store_wait=store_wait),
+        "async_copy": SimpleNamespace(
+            async_copy_global_to_shared=copy_by_threads, wait_group=await_copies, mbarrier_arrive=arrive_with_copies),
     }
 
 
@@ -89,9 +116,14 @@ def run(text: str, entry: str, blocks: int, arguments: tuple[Any, ...], constant
     module.body = [node for node in module.body if not isinstance(node, (ast.Import, ast.ImportFrom))]
     names = namespace(language)
     exec(compile(module, entry, "exec"), names)
-    language.launch(names[entry], *(_pointer(x) if isinstance(x, torch.Tensor) else x for x in arguments), **constants)
+    language.launch(names[entry], *map(_given, arguments), **constants)
 
 
-def _pointer(x: torch.Tensor) -> Pointer:
+def _given(x: Any) -> Any:
+    """An argument as the kernel has it: a tensor is a pointer, an int is of 32 bits."""
+    if isinstance(x, int):
+        return tensor(x, torch.int32)
+    if not isinstance(x, torch.Tensor):
+        return x
     whole = x.untyped_storage().nbytes() // x.itemsize
-    return Pointer(x.as_strided((whole,), (1,), 0), x.storage_offset())
+    return Pointer(x.as_strided((whole,), (1,), 0), tensor(x.storage_offset(), torch.int64))

@@ -16,12 +16,14 @@ class Tensors:
     int1, int8, int16, int32, int64 = torch.bool, torch.int8, torch.int16, torch.int32, torch.int64
 
     @staticmethod
-    def constexpr(x: Any) -> Any:
+    def constexpr(x: Any = None) -> Any:
         return x
 
+    static_range = range
+
     @staticmethod
-    def static_range(n: int) -> range:
-        return range(n)
+    def cdiv(x: Any, y: Any) -> Any:
+        return -(-x // y)
 
     @staticmethod
     def arange(start: int, end: int, layout: Any = None) -> Tensor:
@@ -57,7 +59,7 @@ class Tensors:
 
     @staticmethod
     def sum(x: Tensor, axis: int) -> Tensor:
-        return tensor(x.sum(axis, dtype=x.dtype))
+        return tensor(x.sum(axis, dtype=torch.int32 if x.dtype == torch.bool else x.dtype))
 
     @staticmethod
     def associative_scan(x: Tensor, axis: int, combine: Any) -> Tensor:
