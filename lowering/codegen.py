@@ -39,6 +39,8 @@ _GLUON = {
     "tokens_hopper": (
         "hopper/tiles.py", "hopper/softmax.py", "mla/warpgroups.py", "mla/consumers.py", "tokens/hopper.py"),
 }
+_THRESHOLDS = ("threshold", "error_budget")
+_SPARSE_SCAN = "sparse/scan.py"
 _ROW, _POINT = "b, h, i", "b, h, i, j"
 
 
@@ -47,8 +49,14 @@ def source(spec: AttentionSpec, family: str) -> str:
     """Python text of a module whose kernel is named `family`. LoweringError if an expression has no Triton form."""
     if family in _GLUON:
         return _gluon(spec, family)
-    files = [_HERE / name for name in _BODY[family]]
+    names = (*_BODY[family], _SPARSE_SCAN) if by_threshold(spec) else _BODY[family]
+    files = [_HERE / name for name in names]
     return _module(spec, family, files, _flags(spec, files), hooks(spec))
+
+
+def by_threshold(spec: AttentionSpec) -> bool:
+    """Whether the kernel itself finds out, tile by tile, what may be left out."""
+    return spec.sparsity.policy in _THRESHOLDS
 
 
 def _gluon(spec: AttentionSpec, family: str) -> str:
@@ -73,7 +81,7 @@ def _module(spec: AttentionSpec, family: str, files: list[Path], head: str, want
     own = [translate(text) for text in (*helpers, *(hook.text(operands(spec)) for hook in wanted))]
     body = {name: text for file in files for name, text in _functions(file).items()}
     entry = body.pop(family)
-    return _header(spec, _docstring(files[-1])) + "\n\n\n".join([head, *own, *body.values(), _entry(spec, entry)]) + "\n"
+    return _header(spec, _docstring(_HERE / (_BODY | _GLUON)[family][-1])) + "\n\n\n".join([head, *own, *body.values(), _entry(spec, entry)]) + "\n"
 
 
 def _in_gluon(text: str) -> str:
@@ -109,13 +117,15 @@ class Hook:
     def text(self, operands: tuple[str, ...]) -> str:
         unpack = [f"{name} = env[{at}]" for at, name in enumerate(operands) if name in self.used]
         body = "\n".join([f'"""{self.meaning}"""', *unpack, *self.lines])
-        return f"@triton.jit\ndef {self.name}({self.arguments}, env):\n" + textwrap.indent(body, "    ")
+        arguments = ", ".join(filter(None, (self.arguments, "env")))
+        return f"@triton.jit\ndef {self.name}({arguments}):\n" + textwrap.indent(body, "    ")
 
 
 @lru_cache(maxsize=1024)
 def hooks(spec: AttentionSpec) -> tuple[Hook, ...]:
-    """The six functions of hooks.py for this spec. LoweringError names the expression that Triton cannot say."""
+    """The functions of hooks.py for this spec. LoweringError names the expression that Triton cannot say."""
     ranks(spec)
+    limit = Hook("limit", "", f"Of {spec.sparsity.policy}, in units of log2.", frozenset(("least",)), ("return least",))
     return (
         _hook("score", "s, " + _POINT, spec.score, LOG2E),
         _hook("hull_lo", _ROW, spec.lo),
@@ -123,6 +133,7 @@ def hooks(spec: AttentionSpec) -> tuple[Hook, ...]:
         _hook("residue", _POINT, spec.residue),
         _hook("tile_class", _POINT, sympy.Integer(1) if spec.tile is None else spec.tile),
         _hook("sink", _ROW, sympy.Integer(0) if spec.sink is None else spec.sink, LOG2E),
+        *((limit,) if by_threshold(spec) else ()),
     )
 
 
@@ -146,12 +157,15 @@ def _scaled(expr: sympy.Basic, scale: float) -> sympy.Basic:
 
 @lru_cache(maxsize=1024)
 def operands(spec: AttentionSpec) -> tuple[str, ...]:
-    """The kernel's arguments for tables and numbers, those it uses: T0, T0_length0, ..., T0_stride0, ..., n0, ..., x0."""
+    """The kernel's arguments for tables and numbers, those it uses: T0, T0_length0, ..., T0_stride0, ..., n0, ..., x0, least.
+
+    `least`: log2 of the threshold or of the error budget.
+    """
     names: list[str] = []
     for table, rank in ranks(spec).items():
         names += [table] + [f"{table}_{what}{dim}" for what in ("length", "stride") for dim in range(rank)]
     used = frozenset().union(*(hook.used for hook in hooks(spec)))
-    return tuple(name for name in (*names, *numbers(spec, "n"), *numbers(spec, "x")) if name in used)
+    return tuple(name for name in (*names, *numbers(spec, "n"), *numbers(spec, "x"), "least") if name in used)
 
 
 def ranks(spec: AttentionSpec) -> dict[str, int]:
@@ -193,7 +207,7 @@ def _flags(spec: AttentionSpec, files: list[Path]) -> str:
     flags = {
         "HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_RESIDUE": spec.residue != sympy.true,
         "HAS_TILE": spec.tile is not None, "HAS_SINK": spec.sink is not None,
-    }
+    } | ({"BUDGET": spec.sparsity.policy == "error_budget"} if by_threshold(spec) else {})
     constants = [text for file in files for name, text in _assignments(file).items() if name not in flags]
     return "\n".join(["import triton", "import triton.language as tl", ""]
                      + [f"{name} = tl.constexpr({value})" for name, value in flags.items()] + constants)
@@ -204,6 +218,7 @@ def _header(spec: AttentionSpec, docstring: str) -> str:
         "", f"visible  {E.to_text(spec.predicate)}", f"score    {E.to_text(spec.score)}",
         f"sink     {'none' if spec.sink is None else E.to_text(spec.sink)}",
     ]
+    lines += [f"sparsity {spec.sparsity.policy}"] if by_threshold(spec) else []
     tables = [f"{name}: {_kind(name)}" for name in spec.tables]
     lines += [f"tables   {', '.join(tables)}"] if tables else []
     return f'"""{docstring.rstrip()}\n' + "\n".join(lines) + '\n"""\n\n'

@@ -189,7 +189,7 @@ def _type(name: str, types: dict[str, str], constants: dict[str, Any]) -> Any:
         return ("i32",) * (_STRIDES.get(name, 4) - 1) + ("constexpr",)
     if re.fullmatch(r"[MTF]\d+", name):
         return {"M": "*u1", "T": "*i64", "F": "*fp32"}[name[0]]
-    return "fp32" if re.fullmatch(r"x\d+", name) else "i32"
+    return "fp32" if re.fullmatch(r"x\d+|least", name) else "i32"
 
 
 def record(built: Any, name: str, arch: str, spec: str, config: str, source: str) -> CompiledKernel:

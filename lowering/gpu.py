@@ -5,6 +5,7 @@ The same code runs on CPU tensors under TRITON_INTERPRET=1. Triton is imported a
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from functools import lru_cache
@@ -142,6 +143,7 @@ def upcast(dtype: torch.dtype) -> bool:
 def operands(spec: AttentionSpec, tables: list[Tensor], sizes: list[int], scalars: list[float]) -> list[Any]:
     """Values for `codegen.operands(spec)`."""
     values: dict[str, Any] = {f"n{at}": size for at, size in enumerate(sizes)}
+    values["least"] = math.log2(spec.sparsity.value) if codegen.by_threshold(spec) else 0.0
     values.update((f"x{at}", scalar) for at, scalar in enumerate(scalars))
     for name in _tables(spec):
         tensor = tables[int(name[1:])]

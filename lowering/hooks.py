@@ -50,3 +50,9 @@ def tile_class(b, h, i, j, env):
 def sink(b, h, i, env):
     """log2(e) * logit of the key that has no value."""
     return 0.0
+
+
+@triton.jit
+def limit(env):
+    """log2 of the ratio of weights below which a tile is left out."""
+    return float("-inf")

@@ -1,6 +1,6 @@
 """functional graph  =>  the same graph with flashmla::attend where attention was understood
 
-    find ▸ specify ▸ fold ▸ absorb ▸ support ▸ summarize ▸ emit
+    find ▸ specify ▸ fold ▸ absorb ▸ support ▸ summarize ▸ sparsify ▸ emit
 
 Each pass takes the sites that are still in the running and either advances or rejects each of them; the graph is checked
 after every pass that writes to it.
@@ -22,13 +22,14 @@ from .absorption import Latent, absorb, emit_absorbed
 from .errors import VerifyError
 from .ir import AttentionSpec, Reason, Rejected, Site
 from .options import Options
-from .passes import bound_tables, emit, find_attention, fold_operands, specify, summarize_masks
+from .passes import bound_tables, emit, find_attention, fold_operands, sparsify, specify, summarize_masks
 from .passes.attention import Attention
 from .passes.build import Builder
 from .passes.denote import Evaluator
 from .passes.fold_operands import Grid
 from .passes.summarize_masks import Summary
 from .sites import describe, hint, layer_of
+from .sparsity import Rules
 
 
 class Lowering(Protocol):
@@ -68,6 +69,7 @@ class Progress:
     grids: tuple[Grid, Grid, Grid] | None = None
     latent: Latent | None = None
     attend: Node | None = None
+    sparsity: str = ""
     rejected: Rejected | None = None
 
     def reject(self, reason: Reason, found: str = "") -> None:
@@ -166,10 +168,17 @@ def support(run: Run) -> None:
             continue
         if site.latent is not None and site.latent.absorbed:
             continue
-        spec = emit.named(site.spec, run.evaluator).spec
-        refused = run.lowering.supports(spec, int(sizes.head_dim), int(sizes.value_dim), q.dtype, q.device.type)
+        refused = served(run, site, site.spec)
         if refused:
             site.reject(*refused)
+
+
+def served(run: Run, site: Progress, spec: AttentionSpec) -> tuple[Reason, str] | None:
+    """Why there is no kernel for the site's operands under `spec`, or None."""
+    assert site.found is not None and site.grids is not None
+    sizes, q = site.found.sizes, site.grids[0].node.meta["val"]
+    named = emit.named(spec, run.evaluator).spec
+    return run.lowering.supports(named, int(sizes.head_dim), int(sizes.value_dim), q.dtype, q.device.type)
 
 
 def summarize(run: Run) -> None:
@@ -179,6 +188,19 @@ def summarize(run: Run) -> None:
         assert site.spec is not None
         site.spec = summarize_masks.rewrite(site.spec, run.summaries, builder, run.evaluator.leaves)
         site.spec = bound_tables.rewrite(site.spec, run.bounds, builder, run.evaluator.leaves)
+
+
+def sparsify_all(run: Run) -> None:
+    rules = Rules.parse(run.options.sparsity)
+    for site in run.advance():
+        assert site.spec is not None
+        run.under(site)
+        wanted, latent = rules.of(layer_of(site.anchor)), site.latent is not None and site.latent.absorbed
+        meaning = sparsify.match(site.name, site.spec, wanted, latent, lambda spec, site=site: served(run, site, spec))
+        if isinstance(meaning, Rejected):
+            site.sparsity = f"exact instead of {wanted}: {meaning}"
+        else:
+            site.spec, site.sparsity = meaning, "" if meaning is site.spec else str(wanted)
 
 
 def emit_all(run: Run) -> None:
@@ -202,7 +224,7 @@ def emit_all(run: Run) -> None:
 
 PASSES: tuple[tuple[str, Callable[[Run], None]], ...] = (
     ("find", find), ("specify", specify_all), ("fold", fold), ("absorb", absorb), ("support", support),
-    ("summarize", summarize), ("emit", emit_all),
+    ("summarize", summarize), ("sparsify", sparsify_all), ("emit", emit_all),
 )
 WRITERS = ("summarize", "emit")
 

@@ -37,7 +37,7 @@ def describe(index: int, site: Progress, run: Run) -> Site:
         hull=_hull(site, run),
         group=spec.group, kernel=kernel, config=config, spec=str(spec),
         flops_before=costs.flops_before, flops_after=costs.flops_after, bytes_before=costs.bytes_before,
-        bytes_after=costs.bytes_after, **_operand_facts(site), **latent,
+        bytes_after=costs.bytes_after, sparsity=site.sparsity, **_operand_facts(site), **latent,
     )
 
 

@@ -1,0 +1,123 @@
+"""Which work an attention may leave out, and on what terms
+
+    exact               nothing but what the mask hides
+    error_budget=0.01   at most 0.01 of any row's softmax: |out - dense| <= 2 * 0.01 * max |v|, proved
+    threshold=0.03      p.v of a tile in which every row has exp(its maximum - the maximum so far) < 0.03
+    probe=0.98          tiles beyond those that hold 0.98 of the softmax of every 16th query, which is computed exactly
+    lsh=0.25            tiles beyond the quarter that signatures of random hyperplanes find most alike;  lsh.mass=0.95 by mass
+    pages=0.125         pages beyond the eighth whose least and greatest keys promise most;  pages.mass=0.95 by estimated mass,
+                        pages.budget=0.01 only those that are proved to hold at most 0.01 of any row
+
+A text is one of these. Rules, `pattern: policy` joined by `;`, give each layer the last policy whose pattern, a regular
+expression, is found in its name; a policy without pattern is for all: `threshold=0.03; layers[.][01][.]: exact`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import OptionError
+
+EXACT = "exact"
+MEASURES: Mapping[str, tuple[str, ...]] = {
+    EXACT: (), "error_budget": ("",), "threshold": ("",), "probe": ("",), "lsh": ("", "mass"), "pages": ("", "mass", "budget"),
+}
+"""What the number of each policy may say; the first is what is meant by none."""
+
+FILE_FORMAT = "flashmla.policy/1"
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """One policy. `value` is in (0, 1]: a share of the softmax (error_budget, probe, mass, budget), of tiles (lsh, pages),
+    or a ratio of weights (threshold). Raises OptionError for a policy, a measure or a value there is none of."""
+
+    policy: str = EXACT
+    measure: str = ""
+    value: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.policy not in MEASURES:
+            raise OptionError(f"sparsity {self.policy!r} is unknown", f"it is one of {', '.join(MEASURES)}")
+        if self.policy == EXACT:
+            if self.measure or self.value:
+                raise OptionError("the sparsity exact takes no number", "give exact alone")
+            return
+        if self.measure not in MEASURES[self.policy]:
+            known = ", ".join(f"{self.policy}{'.' * bool(m)}{m}" for m in MEASURES[self.policy])
+            raise OptionError(f"sparsity {self.policy}.{self.measure} is unknown", f"it is one of {known}")
+        if not 0 < self.value <= 1:
+            raise OptionError(f"sparsity {self.policy}={self.value!r} is out of range", "the number is above 0 and at most 1")
+
+    def __str__(self) -> str:
+        """Canonical text, which `parse` reads back to the same bits."""
+        if self.policy == EXACT:
+            return EXACT
+        return f"{self.policy}{'.' * bool(self.measure)}{self.measure}={self.value!r}"
+
+    @property
+    def selects(self) -> bool:
+        """Whether tiles are chosen before the attention, so that q.k is left out with p.v."""
+        return self.policy in ("probe", "lsh", "pages")
+
+    @property
+    def proved(self) -> bool:
+        """Whether the error has a bound for every input."""
+        return self.policy in (EXACT, "error_budget") or self.measure == "budget"
+
+    @staticmethod
+    def parse(text: str) -> Sparsity:
+        """`threshold=0.03`, `lsh.mass=0.95`, `exact`. Raises OptionError."""
+        found = re.fullmatch(r"\s*(\w+)(?:\.(\w+))?\s*(?:=\s*(\S+))?\s*", text)
+        if not found:
+            raise OptionError(f"the sparsity {text!r} cannot be read", "for example threshold=0.03")
+        policy, measure, number = found.groups()
+        try:
+            return Sparsity(policy, measure or "", float(number or 0))
+        except ValueError as error:
+            raise OptionError(f"the sparsity {text!r} has no number: {error}", "for example threshold=0.03") from error
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which policy each layer has: (pattern, policy) in order, the last that fits counts; exact if none does."""
+
+    entries: tuple[tuple[str, Sparsity], ...] = ()
+
+    def __str__(self) -> str:
+        """What `parse` reads back, if no pattern has a semicolon."""
+        return "; ".join(f"{pattern}: {policy}" if pattern else str(policy) for pattern, policy in self.entries)
+
+    def of(self, layer: str) -> Sparsity:
+        fitting = [policy for pattern, policy in self.entries if re.search(pattern, layer)]
+        return fitting[-1] if fitting else Sparsity()
+
+    @staticmethod
+    def parse(text: str) -> Rules:
+        """`policy; pattern: policy; ...`. Raises OptionError naming the rule."""
+        return Rules(tuple(_rule(part) for part in text.split(";") if part.strip()))
+
+    @staticmethod
+    def read(path: str) -> Rules:
+        """The rules of a file that `flashmla calibrate` wrote. Raises OptionError if it is none."""
+        try:
+            found = json.loads(Path(path).read_text())
+            if found["format"] != FILE_FORMAT:
+                raise OptionError(f"the policy file {path} has the format {found['format']!r}", f"this is {FILE_FORMAT}")
+            return Rules(tuple((f"{re.escape(layer)}$", Sparsity.parse(text)) for layer, text in found["layers"].items()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise OptionError(f"the policy file {path} cannot be read: {error}", "flashmla calibrate writes one") from error
+
+
+def _rule(text: str) -> tuple[str, Sparsity]:
+    pattern, colon, policy = text.rpartition(":")
+    try:
+        re.compile(pattern.strip())
+    except re.error as error:
+        raise OptionError(f"flashmla.sparsity: {pattern.strip()!r} is not a regular expression: {error}",
+                          "a rule is `pattern: policy`") from error
+    return (pattern.strip() if colon else ""), Sparsity.parse(policy)

@@ -1,0 +1,134 @@
+"""Prefill and decode that leave tiles out, under Triton's interpreter: what is kept is what the reference keeps."""
+
+from __future__ import annotations
+
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mla_compiler.ir import AttentionSpec
+from mla_compiler.lowering import reference
+from mla_compiler.lowering.sparse import reference as sparse
+from mla_compiler.sparsity import Sparsity
+
+from .attentions import CASES
+from .cases import DECODE, Case, errors, operands, run
+
+KEEP_ALL = "error_budget=1e-30"
+
+
+def under(case: Case, policy: str, **changes) -> Case:
+    return case.but(spec=f"{case.spec}; sparsity: {policy}", **changes)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_keep_all_is_dense(interpreted, name):
+    for changes in ({}, {"queries": 1, "choice": DECODE}):
+        error, formula = interpreted(errors, under(CASES[name], KEEP_ALL, **changes))
+        assert error <= 2 * formula, f"{error} from the truth, the formula is {formula}"
+
+
+def local(case: Case):
+    """Operands whose weights fall with the distance: q and k turn with the position."""
+    given = operands(case)
+    angle = torch.arange(case.keys) * 0.05
+    turn = torch.stack([angle.cos(), angle.sin()], -1).repeat(1, case.head_dim // 2) * 1.7
+    given.k.copy_(turn + 0.05 * given.k)
+    given.q.copy_(turn[:case.queries] + 0.05 * given.q if case.queries > 1 else turn[-1:] + 0.05 * given.q)
+    return given
+
+
+def found_and_wanted(case: Case) -> tuple[float, float, float]:
+    """(error of the kernel, of the formula, share of tiles left out): from the float64 softmax over what the policy keeps."""
+    given, spec = local(case), AttentionSpec.parse(case.spec)
+    found = run(case, given=given)
+    assert case.choice is not None
+    rows, width = case.choice.block_m, case.choice.block_n
+    wanted, working = torch.empty_like(found, dtype=torch.float64), torch.empty_like(found)
+    gone = total = 0
+    for dtype, out in ((torch.float64, wanted), (case.dtype, working)):
+        a, _ = reference.logits(given.q.double(), given.k.double(), given.tables, case.sizes, case.scalars, spec)
+        for b, h, first, heads in tiles_of(case, spec, rows):
+            kept = decided(spec.sparsity, a[b, h, first:first + rows].flatten(0, 1), width)
+            gone, total = gone + (~kept).sum().item(), total + len(kept)
+            for head in heads:
+                part = sparse.attend(a[b, head, first:first + rows].to(dtype), kept, given.v[b, head // spec.group].to(dtype),
+                                     width)
+                out[b, head, first:first + rows] = part
+    error, formula = ((x.double() - wanted).abs().max().item() for x in (found, working))
+    return error, max(formula, wanted.abs().max().item() * torch.finfo(case.dtype).eps), gone / total
+
+
+def tiles_of(case: Case, spec: AttentionSpec, rows: int):
+    """(b, heads of the tile's rows, first row, the same heads): a head at a time in prefill, a group in decode."""
+    together = spec.group if case.choice.family == "decode" else 1
+    for b in range(case.batch):
+        for head in range(0, case.heads, together):
+            heads = list(range(head, head + together))
+            for first in range(0, case.queries, case.queries if case.choice.family == "decode" else rows):
+                yield b, heads, first, heads
+
+
+def decided(policy: Sparsity, a: torch.Tensor, width: int) -> torch.Tensor:
+    """What is kept, by a margin: rounding decides nothing in these cases."""
+    kept = sparse.kept_by(policy, a, width)
+    for nearly in (0.97, 1.03):
+        changed = Sparsity(policy.policy, policy.measure, min(1.0, policy.value * nearly))
+        assert torch.equal(kept, sparse.kept_by(changed, a, width))
+    return kept
+
+
+LOCAL = {
+    "causal": Case("score: 0.5*s; hi: i + 1; group: 2", queries=150, keys=150),
+    "full": Case("score: 0.5*s", queries=150, keys=150),
+    "window": Case("score: 0.5*s; lo: max(0, i - 90); hi: i + 1", queries=150, keys=150),
+    "padding": Case("score: 0.5*s; hi: i + 1; residue: M0[b, j]", ("padding",), batch=2, queries=150, keys=150),
+    "documents, bounded": CASES["documents, bounded"].but(spec=CASES["documents, bounded"].spec.replace("0.25", "0.5")),
+}
+
+
+@pytest.mark.parametrize("policy", ["threshold=0.02", "error_budget=0.03"])
+@pytest.mark.parametrize("name", LOCAL)
+def test_prefill_keeps_what_the_reference_keeps(interpreted, name, policy):
+    error, formula, gone = interpreted(found_and_wanted, under(LOCAL[name], policy))
+    assert gone > 0.05
+    assert error <= 2 * formula, f"{error} from the softmax over what is kept, the formula is {formula}"
+
+
+@pytest.mark.parametrize("policy", ["threshold=0.02", "error_budget=0.03"])
+@pytest.mark.parametrize("name", ["full", "causal"])
+def test_decode_keeps_what_the_reference_keeps(interpreted, name, policy):
+    case = LOCAL[name].but(queries=1, spec=LOCAL[name].spec.replace("; hi: i + 1", ""), choice=DECODE)
+    error, formula, gone = interpreted(found_and_wanted, under(case, policy))
+    assert gone > 0.2
+    assert error <= 2 * formula, f"{error} from the softmax over what is kept, the formula is {formula}"
+
+
+def test_parts_have_a_budget_each(interpreted):
+    """However the keys are divided, no row loses more than the budget."""
+    case = LOCAL["full"].but(queries=1, heads=2)
+    budget = 0.05
+    shares = [{"kv_splits": parts} for parts in (1, 2, 5)] + [{"programs": 3}]
+    for share in shares:
+        error, bound = interpreted(lost, under(case, f"error_budget={budget}", choice=replace(DECODE, **share)))
+        assert error <= bound
+
+
+def lost(case: Case) -> tuple[float, float]:
+    """(the difference from the dense truth, what the budget allows it plus the rounding of the result)."""
+    given = local(case)
+    found = run(case, given=given)
+    dense = reference.attend(given.q, given.k, given.v, given.tables, case.sizes, case.scalars, case.spec)
+    most = given.v.abs().max().item()
+    budget = AttentionSpec.parse(case.spec).sparsity.value
+    return (found.double() - dense).abs().max().item(), 2 * budget * most + 4 * torch.finfo(case.dtype).eps * most
+
+
+def test_the_limit_is_an_argument():
+    """One kernel serves every threshold: a calibration compiles nothing anew."""
+    from mla_compiler.lowering import codegen
+
+    one, other = (codegen.source(AttentionSpec.parse(f"score: 0.5*s; sparsity: threshold={x}"), "prefill") for x in (0.1, 0.2))
+    assert one == other and "least" in one

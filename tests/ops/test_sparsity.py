@@ -1,0 +1,93 @@
+"""The policies as their reference has them: what they keep, and what they promise."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mla_compiler.lowering.sparse import reference as R
+
+POLICIES = {"threshold": R.threshold, "error_budget": R.error_budget}
+
+
+@st.composite
+def logits(draw, rows=6, keys=48) -> Tensor:
+    """a [R, S] in float64: noise of any spread, steps, spikes and rows or keys that are not visible."""
+    r, s = draw(st.integers(1, rows)), draw(st.integers(1, keys))
+    rng = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    a = torch.randn(r, s, generator=rng, dtype=torch.float64) * draw(st.sampled_from([0.0, 0.1, 1.0, 5.0, 30.0]))
+    a += torch.linspace(0, 1, s, dtype=torch.float64) * draw(st.sampled_from([0.0, -20.0, 3.0, 40.0]))
+    spikes = torch.rand(r, s, generator=rng) < draw(st.sampled_from([0.0, 0.02, 0.2]))
+    a = torch.where(spikes, a + draw(st.sampled_from([3.0, 15.0])), a)
+    hidden = torch.rand(r, s, generator=rng) < draw(st.sampled_from([0.0, 0.3, 0.95]))
+    return a.masked_fill(hidden, -math.inf)
+
+
+@st.composite
+def cases(draw) -> tuple[Tensor, int, list[int]]:
+    """Logits, keys of a tile, an order of the tiles: inward, outward or any."""
+    a, width = draw(logits()), draw(st.sampled_from([1, 2, 4, 8]))
+    count = -(-a.shape[1] // width)
+    order = draw(st.one_of(st.just(R.inward(count)), st.just(list(range(count))), st.permutations(range(count))))
+    return a, width, list(order)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@given(cases(), st.integers(0, 2**32))
+def test_keep_all_is_dense(policy, case, seed):
+    a, width, order = case
+    v = torch.randn(a.shape[1], 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    kept = POLICIES[policy](a, width, 1e-300, order)
+    dense = R.attend(a, R.everything(a, width), v, width)
+    torch.testing.assert_close(R.attend(a, kept, v, width), dense, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@given(cases(), st.floats(1e-9, 1), st.floats(1e-9, 1))
+def test_a_larger_number_never_keeps_a_tile_more(policy, case, one, other):
+    a, width, order = case
+    more, less = (POLICIES[policy](a, width, value, order) for value in sorted((one, other)))
+    assert not (less & ~more).any()
+
+
+@given(cases(), st.floats(1e-6, 1), st.integers(0, 2**32))
+@settings(max_examples=10_000, deadline=None)
+def test_the_budget_is_never_exceeded(case, budget, seed):
+    a, width, order = case
+    v = torch.randn(a.shape[1], 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    kept = R.error_budget(a, width, budget, order)
+    assert (R.dropped(a, kept, width) <= budget).all()
+    error = (R.attend(a, kept, v, width) - R.attend(a, R.everything(a, width), v, width)).abs().max()
+    assert error <= 2 * budget * v.abs().max() + 1e-12
+
+
+@given(cases(), st.floats(1e-6, 1), st.integers(1, 5))
+@settings(max_examples=1000, deadline=None)
+def test_the_budget_holds_for_any_parts(case, budget, parts):
+    """Each part of the keys has the whole budget of its own softmax: what they lose together is within it."""
+    a, width, _ = case
+    kept = []
+    for part in torch.arange(-(-a.shape[1] // width)).tensor_split(parts):
+        if len(part):
+            own = a[:, part[0] * width:(part[-1] + 1) * width]
+            kept.append(R.error_budget(own, width, budget, R.inward(len(part))))
+    assert (R.dropped(a, torch.cat(kept), width) <= budget).all()
+
+
+def test_the_order_decides_what_is_skipped():
+    """Weights that grow to the right: read that way every tile is the best so far; read backwards all but two go."""
+    a = torch.arange(64, dtype=torch.float64)[None]
+    assert R.threshold(a, 8, 0.01, range(8)).all()
+    assert R.threshold(a, 8, 0.01, R.inward(8)).tolist() == [True, *[False] * 6, True]
+
+
+def test_one_row_that_needs_a_tile_keeps_it_for_all():
+    a = torch.zeros(4, 16, dtype=torch.float64)
+    a[:, 4:] = -50.0
+    a[2, 9] = 0.0
+    assert R.threshold(a, 4, 0.1, R.inward(4)).tolist() == [True, False, True, False]
