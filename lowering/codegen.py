@@ -81,7 +81,8 @@ def _module(spec: AttentionSpec, family: str, files: list[Path], head: str, want
     own = [translate(text) for text in (*helpers, *(hook.text(operands(spec)) for hook in wanted))]
     body = {name: text for file in files for name, text in _functions(file).items()}
     entry = body.pop(family)
-    return _header(spec, _docstring(_HERE / (_BODY | _GLUON)[family][-1])) + "\n\n\n".join([head, *own, *body.values(), _entry(spec, entry)]) + "\n"
+    about = _docstring(_HERE / (_BODY | _GLUON)[family][-1])
+    return _header(spec, about) + "\n\n\n".join([head, *own, *body.values(), _entry(spec, entry)]) + "\n"
 
 
 def _in_gluon(text: str) -> str:

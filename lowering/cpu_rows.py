@@ -166,19 +166,30 @@ Part: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """Of some keys: sum_j exp(a_j - m) v_j [B, H, R, Dv], sum_j exp(a_j - m) and m = max_j a_j [B, H, R, 1]; m -inf if none."""
 
 
-def exact(rows: Rows, hull: Hull, start: int, stop: int) -> Part:
-    """The softmax written out over the keys [start, stop), in plan.dtype."""
+def logits(rows: Rows, hull: Hull, start: int, stop: int) -> Tensor:
+    """a [B, H, R, stop - start] in plan.dtype, -inf where not visible."""
     plan = rows.plan
-    q, k, v = (x.to(plan.dtype) for x in (fold(rows.q, rows.group), rows.k[:, :, start:stop], rows.v[:, :, start:stop]))
+    q, k = (x.to(plan.dtype) for x in (fold(rows.q, rows.group), rows.k[:, :, start:stop]))
     s = (q @ k.transpose(-1, -2)).view(*rows.q.shape[:3], stop - start)
     a = torch.as_tensor(plan.score(*rows.index, axis(3, start, stop), *rows.env, s), dtype=plan.dtype).expand(s.shape)
     mask = mask_of(rows, hull, start, stop)
-    if mask is not None:
-        a = torch.where(mask, a, -torch.inf)
+    return a if mask is None else torch.where(mask, a, -torch.inf)
+
+
+def exact(rows: Rows, hull: Hull, start: int, stop: int) -> Part:
+    """The softmax written out over the keys [start, stop), in plan.dtype."""
+    a = logits(rows, hull, start, stop)
     top = a.amax(-1, keepdim=True)
     p = (a - torch.where(top == -torch.inf, 0, top)).exp_()
-    out = (p.view(*q.shape[:3], stop - start) @ v).view(*rows.q.shape[:3], v.shape[-1])
+    v = rows.v[:, :, start:stop].to(rows.plan.dtype)
+    out = (fold(p, rows.group) @ v).view(*p.shape[:3], v.shape[-1])
     return out, p.sum(-1, keepdim=True), top
+
+
+def sink_of(rows: Rows) -> Tensor | None:
+    """The logit of the key that has no value, broadcasting over [B, H, R, 1]; None if there is none."""
+    sink = rows.plan.sink
+    return None if sink is None else torch.as_tensor(sink(*rows.index, None, *rows.env), dtype=rows.plan.dtype)
 
 
 def merge(parts: Sequence[Part], sink: Tensor | None) -> Tensor:

@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 
 from ..ir import AttentionSpec, Reason
+from ..sparsity import EXACTLY
 from . import codegen
 from .choice import Choice
 from .decode import config as decode
@@ -15,6 +16,7 @@ from .errors import LoweringError
 from .hopper import config as hopper
 from .machine import Machine
 from .prefill import config as prefill
+from .sparse import config as sparse
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LARGEST_HEAD_DIM = 256
@@ -30,6 +32,9 @@ def supports(
     """None if a kernel can be written, else the reason and what was found."""
     if dtype not in DTYPES:
         return Reason.DTYPE, str(dtype).removeprefix("torch.")
+    unserved = sparse.unserved(spec)
+    if unserved:
+        return Reason.SPARSITY, unserved
     if device_type == "cpu":
         return None
     if device_type != "cuda":
@@ -61,7 +66,7 @@ def candidates(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: 
     limits = prefill.room(spec)
     if rows > DECODE_ROWS and queries > DECODE_QUERIES and spec.kv_splits < 2:
         plain = prefill.candidates(head_dim, value_dim, dtype.itemsize, limits, machine)
-        if queries > hopper.ROWS and hopper.serves(spec, head_dim, value_dim, dtype, machine):
+        if queries > hopper.ROWS and spec.sparsity == EXACTLY and hopper.serves(spec, head_dim, value_dim, dtype, machine):
             return (*hopper.candidates(spec, head_dim, value_dim, machine), plain[0])
         return tuple(plain)
     shape = decode.Shape(batch, heads // spec.group, queries, keys, head_dim, value_dim, dtype.itemsize)

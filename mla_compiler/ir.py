@@ -13,7 +13,7 @@ from functools import lru_cache
 import sympy
 
 from . import expr as E
-from .sparsity import Sparsity
+from .sparsity import EXACTLY, Sparsity
 
 TILE = 64
 """Rows and columns of one tile of a mask summary (`flashmla::summarize`), in positions."""
@@ -85,7 +85,7 @@ class AttentionSpec:
     heads_first: bool = False
     kv_splits: int = 0
     autotune: bool = False
-    sparsity: Sparsity = Sparsity()
+    sparsity: Sparsity = EXACTLY
 
     def __str__(self) -> str:
         """Canonical text: the op's `spec` argument. `AttentionSpec.parse` reads it back."""

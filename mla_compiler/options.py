@@ -72,7 +72,10 @@ class Options:
         except re.error as error:
             raise OptionError(f"flashmla.exclude={self.exclude!r} is not a regular expression: {error}",
                               f"to match the text itself: {re.escape(self.exclude)!r}") from error
-        Rules.parse(self.sparsity)
+        try:
+            Rules.parse(self.sparsity)
+        except OptionError as error:
+            raise OptionError(f"flashmla.sparsity={self.sparsity!r}: {error.what}", error.mend) from error
 
     def resolved(self) -> Options:
         """With the rules of the file `policy` in `sparsity`, so that these options say all that a compilation depends on.

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import sympy
@@ -162,7 +163,7 @@ def support(run: Run) -> None:
     """Leave what no kernel serves."""
     for site in run.advance():
         assert site.found is not None and site.grids is not None and site.spec is not None
-        sizes, q = site.found.sizes, site.grids[0].node.meta["val"]
+        sizes = site.found.sizes
         if 0 in (sizes.batch, sizes.heads, sizes.queries, sizes.keys, sizes.head_dim, sizes.value_dim):
             site.reject(Reason.EMPTY)
             continue
@@ -196,7 +197,7 @@ def sparsify_all(run: Run) -> None:
         assert site.spec is not None
         run.under(site)
         wanted, latent = rules.of(layer_of(site.anchor)), site.latent is not None and site.latent.absorbed
-        meaning = sparsify.match(site.name, site.spec, wanted, latent, lambda spec, site=site: served(run, site, spec))
+        meaning = sparsify.match(site.name, site.spec, wanted, latent, partial(served, run, site))
         if isinstance(meaning, Rejected):
             site.sparsity = f"exact instead of {wanted}: {meaning}"
         else:

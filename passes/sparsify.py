@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ..ir import AttentionSpec, Reason, Rejected
-from ..sparsity import Sparsity
+from ..sparsity import EXACTLY, Sparsity
 
 Served = Callable[[AttentionSpec], tuple[Reason, str] | None]
 """Why there is no kernel for a spec, or None."""
@@ -21,7 +21,7 @@ Served = Callable[[AttentionSpec], tuple[Reason, str] | None]
 
 def match(name: str, spec: AttentionSpec, wanted: Sparsity, latent: bool, served: Served) -> AttentionSpec | Rejected:
     """The spec under the policy `wanted`; `latent`: this is attention over a latent."""
-    if wanted == Sparsity():
+    if wanted == EXACTLY:
         return spec
     if latent:
         return Rejected(name, Reason.SPARSITY, "attention over a latent")

@@ -55,12 +55,15 @@ def error_budget(a: Tensor, width: int, budget: float, order: Sequence[int]) -> 
     return threshold(a, width, budget / (len(order) * width), order)
 
 
-def kept_by(policy: Sparsity, a: Tensor, width: int) -> Tensor:
-    """What a policy that goes by the logits alone keeps, when a kernel meets the visible tiles inward."""
+def kept_by(policy: Sparsity, a: Tensor, width: int, first: int | None = None) -> Tensor:
+    """What a policy that goes by the logits alone keeps, when a kernel meets the tiles from `first` on inward.
+
+    first: that of the hull of the rows; the first of which anything is visible, if it is not given.
+    """
     seen = in_tiles(a, width).isfinite().any(-1).any(0).nonzero().flatten().tolist()
     if not seen:
         return ~everything(a, width)
-    first, last = seen[0], seen[-1] + 1
+    first, last = seen[0] if first is None else first, seen[-1] + 1
     own = {"threshold": threshold, "error_budget": error_budget}[policy.policy]
     kept = ~everything(a, width)
     kept[first:last] = own(a[:, first * width:last * width], width, policy.value, inward(last - first))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from dataclasses import replace
 
 import pytest
@@ -51,7 +50,8 @@ def found_and_wanted(case: Case) -> tuple[float, float, float]:
     for dtype, out in ((torch.float64, wanted), (case.dtype, working)):
         a, _ = reference.logits(given.q.double(), given.k.double(), given.tables, case.sizes, case.scalars, spec)
         for b, h, first, heads in tiles_of(case, spec, rows):
-            kept = decided(spec.sparsity, a[b, h, first:first + rows].flatten(0, 1), width)
+            hull = 0 if spec.tile is None and spec.lo == 0 else None
+            kept = decided(spec.sparsity, a[b, h, first:first + rows].flatten(0, 1), width, hull)
             gone, total = gone + (~kept).sum().item(), total + len(kept)
             for head in heads:
                 part = sparse.attend(a[b, head, first:first + rows].to(dtype), kept, given.v[b, head // spec.group].to(dtype),
@@ -71,12 +71,12 @@ def tiles_of(case: Case, spec: AttentionSpec, rows: int):
                 yield b, heads, first, heads
 
 
-def decided(policy: Sparsity, a: torch.Tensor, width: int) -> torch.Tensor:
+def decided(policy: Sparsity, a: torch.Tensor, width: int, hull: int | None) -> torch.Tensor:
     """What is kept, by a margin: rounding decides nothing in these cases."""
-    kept = sparse.kept_by(policy, a, width)
+    kept = sparse.kept_by(policy, a, width, hull)
     for nearly in (0.97, 1.03):
         changed = Sparsity(policy.policy, policy.measure, min(1.0, policy.value * nearly))
-        assert torch.equal(kept, sparse.kept_by(changed, a, width))
+        assert torch.equal(kept, sparse.kept_by(changed, a, width, hull))
     return kept
 
 

@@ -10,8 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mla_compiler.ir import AttentionSpec
+from mla_compiler.lowering import reference
+from mla_compiler.lowering.sparse import cpu
 from mla_compiler.lowering.sparse import reference as R
+from mla_compiler.sparsity import Sparsity
 
+from .cases import CASES, SHAPES, Case, assert_close, problem
+
+attend = torch.ops.flashmla.attend.default
 POLICIES = {"threshold": R.threshold, "error_budget": R.error_budget}
 
 
@@ -39,6 +46,7 @@ def cases(draw) -> tuple[Tensor, int, list[int]]:
 
 @pytest.mark.parametrize("policy", POLICIES)
 @given(cases(), st.integers(0, 2**32))
+@settings(deadline=None)
 def test_keep_all_is_dense(policy, case, seed):
     a, width, order = case
     v = torch.randn(a.shape[1], 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -49,6 +57,7 @@ def test_keep_all_is_dense(policy, case, seed):
 
 @pytest.mark.parametrize("policy", POLICIES)
 @given(cases(), st.floats(1e-9, 1), st.floats(1e-9, 1))
+@settings(deadline=None)
 def test_a_larger_number_never_keeps_a_tile_more(policy, case, one, other):
     a, width, order = case
     more, less = (POLICIES[policy](a, width, value, order) for value in sorted((one, other)))
@@ -91,3 +100,55 @@ def test_one_row_that_needs_a_tile_keeps_it_for_all():
     a[:, 4:] = -50.0
     a[2, 9] = 0.0
     assert R.threshold(a, 4, 0.1, R.inward(4)).tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_on_the_cpu_keep_all_is_dense(case, shape):
+    for dtype in (torch.float32, torch.bfloat16):
+        arguments = problem(case, shape, dtype, sparsity=Sparsity.parse("error_budget=1e-30"))
+        assert_close(attend(*arguments), arguments)
+
+
+def turning(shape: tuple[int, ...], case: Case, policy: str) -> tuple:
+    """A problem whose weights fall with the distance of query and key."""
+    q, k, v, *rest = problem(case, shape, sparsity=Sparsity.parse(policy))
+    for x in (q, k):
+        angle = torch.arange(x.shape[2]) * 0.02
+        turn = torch.stack([angle.cos(), angle.sin()], -1).repeat(1, x.shape[3] // 2) * 2.2
+        x.copy_(turn + 0.05 * x)
+    return q, k, v, *rest
+
+
+@pytest.mark.parametrize("policy", ["threshold=0.02", "error_budget=0.05"])
+@pytest.mark.parametrize("name", ["full", "causal", "pad", "summarized", "sinks"])
+def test_on_the_cpu_is_kept_what_the_reference_keeps(name, policy):
+    arguments = turning((2, 4, 2, 300, 600, 16, 16), CASES[name], policy)
+    q, k, v, *rest, text = arguments
+    spec = AttentionSpec.parse(text)
+    exact, working = (reference.logits(q.to(t), k.to(t), *rest, spec) for t in (torch.float64, torch.float32))
+    out, gone, errors = attend(*arguments), 0, []
+    for b, h, first in ((b, h, first) for b in range(2) for h in range(4) for first in range(0, 300, cpu.ROWS)):
+        rows = slice(first, first + cpu.ROWS)
+        kept = R.kept_by(spec.sparsity, exact[0][b, h, rows], cpu.KEYS, 0 if name == "pad" else None)
+        gone += (~kept).sum()
+        hidden = ~kept.repeat_interleave(cpu.KEYS)[:600]
+        own = v[b, h // spec.group]
+        wanted, formula = (
+            reference.weighted(a[b, h, rows].masked_fill(hidden, -math.inf), sink[b, h, rows], own.to(a.dtype))
+            for a, sink in (exact, working))
+        errors.append([(x - wanted).square().mean().sqrt() for x in (out[b, h, rows], formula)])
+    ours, theirs = torch.tensor(errors).square().mean(0).sqrt()
+    assert gone > 10 and ours <= 2 * theirs
+
+
+def test_the_same_input_gives_the_same_bits():
+    arguments = turning((1, 2, 1, 300, 300, 16, 16), CASES["causal"], "threshold=0.02")
+    assert torch.equal(attend(*arguments), attend(*arguments))
+
+
+def test_on_the_cpu_keys_outside_the_hull_are_not_read():
+    case = Case(lo="max(0, i - 90)", hi="i + 1")
+    q, k, v, *rest = turning((1, 2, 1, 300, 400, 16, 16), case, "threshold=0.02")
+    poisoned = [x.index_fill(2, torch.arange(300, 400), math.nan) for x in (k, v)]
+    assert torch.equal(attend(q, *poisoned, *rest), attend(q, k, v, *rest))
