@@ -20,10 +20,11 @@ import sympy
 
 from .. import expr as E
 from ..ir import AttentionSpec
+from ..sparsity import EXACTLY
 from .errors import LoweringError
 from .printer import Printer, bare
 
-FAMILIES = ("prefill", "decode", "mla", "tokens", "hopper", "mla_hopper", "tokens_hopper")
+FAMILIES = ("prefill", "decode", "mla", "tokens", "promise", "hopper", "mla_hopper", "tokens_hopper")
 LOG2E = math.log2(math.e)
 _JIT_END = "])"
 _HERE = Path(__file__).parent
@@ -32,6 +33,7 @@ _BODY = {
     "decode": ("scan.py", "decode/balance.py", "decode/merge.py", "packed.py", "decode/kernel.py"),
     "mla": ("scan.py", "packed.py", "mla/tile.py", "mla/kernel.py"),
     "tokens": ("scan.py", "packed.py", "mla/tile.py", "tokens/kernel.py"),
+    "promise": ("scan.py", "sparse/promise.py"),
 }
 _GLUON = {
     "hopper": ("hopper/tiles.py", "hopper/softmax.py", "hopper/multiply.py", "hopper/kernel.py"),
@@ -39,8 +41,9 @@ _GLUON = {
     "tokens_hopper": (
         "hopper/tiles.py", "hopper/softmax.py", "mla/warpgroups.py", "mla/consumers.py", "tokens/hopper.py"),
 }
-_THRESHOLDS = ("threshold", "error_budget")
-_SPARSE_SCAN = "sparse/scan.py"
+_SCANS = {"": (), "threshold": ("sparse/scan.py",), "list": ("sparse/scan.py", "sparse/listed.py")}
+"""What takes the place of `scan` in a kernel that leaves tiles out."""
+_LIST = ("listed", "listed_counts", "listed_capacity")
 _ROW, _POINT = "b, h, i", "b, h, i, j"
 
 
@@ -49,14 +52,13 @@ def source(spec: AttentionSpec, family: str) -> str:
     """Python text of a module whose kernel is named `family`. LoweringError if an expression has no Triton form."""
     if family in _GLUON:
         return _gluon(spec, family)
-    names = (*_BODY[family], _SPARSE_SCAN) if by_threshold(spec) else _BODY[family]
-    files = [_HERE / name for name in names]
+    files = [_HERE / name for name in (*_BODY[family], *_SCANS[chosen(spec)])]
     return _module(spec, family, files, _flags(spec, files), hooks(spec))
 
 
-def by_threshold(spec: AttentionSpec) -> bool:
-    """Whether the kernel itself finds out, tile by tile, what may be left out."""
-    return spec.sparsity.policy in _THRESHOLDS
+def chosen(spec: AttentionSpec) -> str:
+    """What leaves tiles out: "" nothing, "threshold" the kernel itself, tile by tile, "list" one that ran before it."""
+    return "list" if spec.sparsity.selects else "threshold" if spec.sparsity != EXACTLY else ""
 
 
 def _gluon(spec: AttentionSpec, family: str) -> str:
@@ -126,7 +128,6 @@ class Hook:
 def hooks(spec: AttentionSpec) -> tuple[Hook, ...]:
     """The functions of hooks.py for this spec. LoweringError names the expression that Triton cannot say."""
     ranks(spec)
-    limit = Hook("limit", "", f"Of {spec.sparsity.policy}, in units of log2.", frozenset(("least",)), ("return least",))
     return (
         _hook("score", "s, " + _POINT, spec.score, LOG2E),
         _hook("hull_lo", _ROW, spec.lo),
@@ -134,8 +135,15 @@ def hooks(spec: AttentionSpec) -> tuple[Hook, ...]:
         _hook("residue", _POINT, spec.residue),
         _hook("tile_class", _POINT, sympy.Integer(1) if spec.tile is None else spec.tile),
         _hook("sink", _ROW, sympy.Integer(0) if spec.sink is None else spec.sink, LOG2E),
-        *((limit,) if by_threshold(spec) else ()),
+        *_sparse_hooks(spec),
     )
+
+
+def _sparse_hooks(spec: AttentionSpec) -> tuple[Hook, ...]:
+    limit = Hook("limit", "", "In units of log2.", frozenset(("least",)), ("return least",))
+    lines = ("return listed + program.to(tl.int64) * listed_capacity, tl.load(listed_counts + program)",)
+    tiles = Hook("tiles_listed", "program", "A row of the list, and how many it holds.", frozenset(_LIST), lines)
+    return {"": (), "threshold": (limit,), "list": (limit, tiles)}[chosen(spec)]
 
 
 def _hook(name: str, arguments: str, expr: sympy.Basic, scale: float = 1.0) -> Hook:
@@ -160,13 +168,13 @@ def _scaled(expr: sympy.Basic, scale: float) -> sympy.Basic:
 def operands(spec: AttentionSpec) -> tuple[str, ...]:
     """The kernel's arguments for tables and numbers, those it uses: T0, T0_length0, ..., T0_stride0, ..., n0, ..., x0, least.
 
-    `least`: log2 of the threshold or of the error budget.
+    `least`: log2 of the threshold or of the error budget. Of a spec whose tiles are chosen beforehand, the list comes last.
     """
     names: list[str] = []
     for table, rank in ranks(spec).items():
         names += [table] + [f"{table}_{what}{dim}" for what in ("length", "stride") for dim in range(rank)]
     used = frozenset().union(*(hook.used for hook in hooks(spec)))
-    return tuple(name for name in (*names, *numbers(spec, "n"), *numbers(spec, "x"), "least") if name in used)
+    return tuple(name for name in (*names, *numbers(spec, "n"), *numbers(spec, "x"), "least", *_LIST) if name in used)
 
 
 def ranks(spec: AttentionSpec) -> dict[str, int]:
@@ -187,7 +195,7 @@ def numbers(spec: AttentionSpec, letter: str) -> tuple[str, ...]:
 def _entry(spec: AttentionSpec, text: str) -> str:
     """The kernel, its parameter `operands` spelled out. A length, a stride or a size that grows compiles nothing anew."""
     names = operands(spec)
-    loose = [name for name in names if "_length" in name or name in numbers(spec, "n")]
+    loose = [name for name in names if "_length" in name or name in (*numbers(spec, "n"), "listed_capacity")]
     strides = [name for name in names if "_stride" in name]
     text = text.replace("operands, ", "".join(f"{name}, " for name in names))
     text = text.replace("    env = operands", _fill(f"    env = ({', '.join(names) or '0'},)", 11))
@@ -208,7 +216,7 @@ def _flags(spec: AttentionSpec, files: list[Path]) -> str:
     flags = {
         "HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_RESIDUE": spec.residue != sympy.true,
         "HAS_TILE": spec.tile is not None, "HAS_SINK": spec.sink is not None,
-    } | ({"BUDGET": spec.sparsity.policy == "error_budget"} if by_threshold(spec) else {})
+    } | ({"BUDGET": spec.sparsity.policy == "error_budget"} if chosen(spec) else {})
     constants = [text for file in files for name, text in _assignments(file).items() if name not in flags]
     return "\n".join(["import triton", "import triton.language as tl", ""]
                      + [f"{name} = tl.constexpr({value})" for name, value in flags.items()] + constants)
@@ -219,7 +227,7 @@ def _header(spec: AttentionSpec, docstring: str) -> str:
         "", f"visible  {E.to_text(spec.predicate)}", f"score    {E.to_text(spec.score)}",
         f"sink     {'none' if spec.sink is None else E.to_text(spec.sink)}",
     ]
-    lines += [f"sparsity {spec.sparsity.policy}"] if by_threshold(spec) else []
+    lines += [f"sparsity {spec.sparsity.policy}"] if chosen(spec) else []
     tables = [f"{name}: {_kind(name)}" for name in spec.tables]
     lines += [f"tables   {', '.join(tables)}"] if tables else []
     return f'"""{docstring.rstrip()}\n' + "\n".join(lines) + '\n"""\n\n'

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..errors import OptionError
 from ..ir import AttentionSpec, Site
+from ..sparsity import EXACTLY
 from . import codegen, disassembly, gpu, gpu_latent, tma
 from .choice import Choice
 from .decode import launch as decode
@@ -21,6 +22,7 @@ from .hopper import launch as hopper
 from .machine import MACHINES, Machine, machine_of
 from .mla import hopper_launch as latent
 from .select import choose, supports
+from .sparse import listing
 
 if TYPE_CHECKING:
     from triton.backends.compiler import GPUTarget
@@ -110,9 +112,24 @@ def compile_kernel(
         return record(built, choice.family, arch, str(spec), str(choice), source)
     constants = {**gpu.blocks(spec, choice, head_dim, value_dim), **decode.constants(choice)}
     types = dict.fromkeys(("q", "k", "v", "out"), _DTYPES[dtype])
-    types |= {"workspace": "*fp32", "counters": "*i32"}
+    types |= {"workspace": "*fp32", "counters": "*i32", "listed": "*i16", "listed_counts": "*i32"}
     built = build(function, types, constants, arch, choice.warps, choice.stages)
     return record(built, choice.family, arch, str(spec), str(choice), source)
+
+
+def compile_listing(
+    spec: AttentionSpec, choice: Choice, head_dim: int, dtype: torch.dtype, arch: str = DEFAULT_ARCH
+) -> CompiledKernel:
+    """The kernel that lists, for a prefill kernel of this choice, the tiles that a policy of pages keeps."""
+    from . import modules
+
+    machine_named(arch)
+    source = codegen.source(replace(spec, sparsity=EXACTLY), "promise")
+    kind = _DTYPES[dtype]
+    types = {"q": kind, "centre": kind, "half": kind, "listed": "*i16", "counts": "*i32", "share": "fp32"}
+    constants = listing.constants(spec, choice, head_dim, upcast=False)
+    built = build(modules.load(source, "promise").promise, types, constants, arch, choice.warps, 1)
+    return record(built, "promise", arch, str(spec), str(choice), source)
 
 
 def compile_latent(

@@ -21,6 +21,7 @@ from .checks import check_operands
 from .cpu_plan import Plan, plan_of
 from .cpu_rows import FEW_ROWS, Hull, Rows, exact, fused, hull_of, merge, sink_of
 from .sparse import cpu as sparse
+from .sparse.config import of_few_queries
 from .torch_index import box
 
 BLOCK_ROWS = 256
@@ -41,6 +42,8 @@ def attend(
         return out.zero_()
     env = (tables, sizes, scalars)
     if plan.spec.sparsity != EXACTLY:
+        if plan.spec.sparsity.selects and q.shape[2] <= FEW_ROWS:
+            return attend(q, k, v, tables, sizes, scalars, str(of_few_queries(plan.spec)))
         return sparse.attend(q, k, v, plan, env, out)
     scale = _fused_scale(q, v, plan, env)
     if scale is not None and _is_causal(q, plan, env):

@@ -5,9 +5,9 @@ The same code runs on CPU tensors under TRITON_INTERPRET=1. Triton is imported a
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..ir import TILE, AttentionSpec
 from ..ops import output_like
+from ..sparsity import EXACTLY
 from . import codegen, modules, tma, tune
 from .checks import check_operands
 from .choice import Choice, padded, padded_value
@@ -26,6 +27,8 @@ from .launch import launch as start
 from .machine import machine_of
 from .prefill import config as prefill
 from .select import DTYPES, candidates, choose
+from .sparse import listing
+from .sparse.config import of_few_queries
 
 
 def attend(
@@ -74,6 +77,9 @@ def tune_facts(device: torch.device) -> tuple[str, ...]:
 
 def launch(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor) -> None:
     """Runs `choice` into out [B, H, T, DV], of any strides."""
+    if choice.family == "decode" and spec.sparsity.selects:
+        spec = of_few_queries(spec)
+        given = given if spec.sparsity.ratio else given[:-1]
     with torch.cuda.device_of(q):
         if choice.family == "hopper":
             _hopper(spec, choice, q, k, v, given, out)
@@ -93,6 +99,9 @@ def _hopper(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor
 
 
 def _prefill(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor) -> None:
+    if spec.sparsity.selects:
+        plain = replace(spec, sparsity=EXACTLY)
+        given = [*given, *listing.listed(kernel(plain, "promise"), spec, choice, q, k, given[:-1], upcast(q.dtype))]
     batch, heads, queries, head_dim = q.shape
     grid = (batch * heads * -(-queries // choice.block_m),)
     arguments = (q, q.stride(), k, k.stride(), v, v.stride(), out, out.stride(), heads, queries, k.shape[2], *given)
@@ -141,16 +150,16 @@ def upcast(dtype: torch.dtype) -> bool:
 
 
 def operands(spec: AttentionSpec, tables: list[Tensor], sizes: list[int], scalars: list[float]) -> list[Any]:
-    """Values for `codegen.operands(spec)`."""
+    """Values for `codegen.operands(spec)`, but for the list of tiles."""
     values: dict[str, Any] = {f"n{at}": size for at, size in enumerate(sizes)}
-    values["least"] = math.log2(spec.sparsity.value) if codegen.by_threshold(spec) else 0.0
+    values["least"] = spec.sparsity.log2_limit
     values.update((f"x{at}", scalar) for at, scalar in enumerate(scalars))
     for name in _tables(spec):
         tensor = tables[int(name[1:])]
         values[name] = tensor
         values.update((f"{name}_length{dim}", length) for dim, length in enumerate(tensor.shape))
         values.update((f"{name}_stride{dim}", stride) for dim, stride in enumerate(tensor.stride()))
-    return [values[name] for name in codegen.operands(spec)]
+    return [values[name] for name in codegen.operands(spec) if name in values]
 
 
 @lru_cache(maxsize=1024)

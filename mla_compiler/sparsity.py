@@ -17,6 +17,7 @@ pattern is for all: `threshold=0.1; layers[.][01][.]: exact`.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,6 +79,12 @@ class Sparsity:
     def ratio(self) -> float:
         """The threshold; 0 if there is none."""
         return self.value if self.policy == "threshold" else self.then
+
+    @property
+    def log2_limit(self) -> float:
+        """log2 of the threshold, or of the error budget; -inf if there is none."""
+        number = self.value if self.policy == "error_budget" else self.ratio
+        return math.log2(number) if number else -math.inf
 
     @property
     def proved(self) -> bool:

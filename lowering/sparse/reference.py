@@ -55,6 +55,25 @@ def error_budget(a: Tensor, width: int, budget: float, order: Sequence[int]) -> 
     return threshold(a, width, budget / (len(order) * width), order)
 
 
+def promises(q: Tensor, k: Tensor, box: int, alpha: float) -> Tensor:
+    """q [R, D], k [S, D] -> [R, boxes] in units of q.k, for every `box` keys; alpha = 1 is no less than any q.k of the box."""
+    k = torch.cat([k, k[-1:].expand(-len(k) % box, -1)]).unflatten(0, (-1, box))
+    centre, half = (k.amax(1) + k.amin(1)) / 2, (k.amax(1) - k.amin(1)) / 2
+    return q @ centre.T + alpha * q.abs() @ half.T
+
+
+def pages_share(w: Tensor, share: float, chunk: int) -> Tensor:
+    """w [R, tiles], logarithms of what the tiles promise, -inf where the row sees nothing of them. A tile stays if it promises
+    one row `share` of what the tiles met before and those of its chunk do; they are met inward, `chunk` at a time."""
+    kept, y = torch.zeros(w.shape[1], dtype=torch.bool), w[:, 0]
+    kept[0] = True
+    for stop in range(w.shape[1], 1, -chunk):
+        some = slice(max(stop - chunk, 1), stop)
+        y = torch.logaddexp(y, w[:, some].logsumexp(-1))
+        kept[some] = (w[:, some] >= y[:, None] + math.log(share)).any(0)
+    return kept
+
+
 def kept_by(policy: Sparsity, a: Tensor, width: int, first: int | None = None) -> Tensor:
     """What a policy that goes by the logits alone keeps, when a kernel meets the tiles from `first` on inward.
 

@@ -29,8 +29,11 @@ def met(y, best):
 
 @triton.jit
 def weigh(acc, m, l, y, b_q, visible, j0, span, least, at, keys, env, D: tl.constexpr, DV: tl.constexpr,
-          BLOCK_N: tl.constexpr, MASKED: tl.constexpr, UPCAST: tl.constexpr):
-    """acc [M, DV], m, l and y [M] after the tile of keys j0 .. j0 + N; `least` is the limit."""
+          BLOCK_N: tl.constexpr, MASKED: tl.constexpr, EAGER: tl.constexpr, UPCAST: tl.constexpr):
+    """acc [M, DV], m, l and y [M] after the tile of keys j0 .. j0 + N; `least` is the limit.
+
+    EAGER: V is on its way before it is known whether it is needed: many rows wait for it, and it is in the second-level cache.
+    """
     b, h, i = at
     begin, end = span
     k, k_strides, v, v_strides = keys
@@ -40,6 +43,8 @@ def weigh(acc, m, l, y, b_q, visible, j0, span, least, at, keys, env, D: tl.cons
     a = score(s, b, h, i, j[None, :], env)                                                     # [M, N]
     if MASKED:
         a = tl.where(visible, a, float("-inf"))
+    if EAGER:
+        b_v = load_rows(v, v_strides[0], v_strides[1], j, begin, end, DV, acc.shape[1], MASKED)    # [N, DV]
     best = tl.max(a, 1)                                                                        # [M]
     needed = (best != float("-inf")) & ((best >= y + least) | (best != best))
     y = met(y, best)
@@ -48,7 +53,8 @@ def weigh(acc, m, l, y, b_q, visible, j0, span, least, at, keys, env, D: tl.cons
         shift = tl.where(m_new == float("-inf"), 0.0, m_new)
         p = tl.exp2(a - shift[:, None])                                                        # [M, N]
         shrink = tl.exp2(m - shift)                                                            # [M]
-        b_v = load_rows(v, v_strides[0], v_strides[1], j, begin, end, DV, acc.shape[1], MASKED)    # [N, DV]
+        if not EAGER:
+            b_v = load_rows(v, v_strides[0], v_strides[1], j, begin, end, DV, acc.shape[1], MASKED)    # [N, DV]
         acc = dot(p, b_v, acc * shrink[:, None], UPCAST)                                       # [M, DV]
         l = l * shrink + tl.sum(p, 1)
         m = m_new
@@ -77,9 +83,10 @@ def weigh_edge(acc, m, l, y, b_q, j0, span, least, lo, hi, S, at, rows, keys, en
             _, most = tile_summary(rows[0], rows[1], rows[2], j0, S, env, BLOCK_N)
         if most > 0:
             visible = visible & residue(b, h, i, j, env)
-            acc, m, l, y = weigh(acc, m, l, y, b_q, visible, j0, span, least, at, keys, env, D, DV, BLOCK_N, True, UPCAST)
+            acc, m, l, y = weigh(acc, m, l, y, b_q, visible, j0, span, least, at, keys, env, D, DV, BLOCK_N, True, False,
+                                 UPCAST)
     else:
-        acc, m, l, y = weigh(acc, m, l, y, b_q, visible, j0, span, least, at, keys, env, D, DV, BLOCK_N, True, UPCAST)
+        acc, m, l, y = weigh(acc, m, l, y, b_q, visible, j0, span, least, at, keys, env, D, DV, BLOCK_N, True, False, UPCAST)
     return acc, m, l, y
 
 
@@ -108,7 +115,7 @@ def scan(b_q, first, last, span, lo, hi, S, at, rows, keys, env, D: tl.constexpr
     count = tl.maximum(outer - whole, 0) // BLOCK_N
     for n in tl.range(0, count, num_stages=STAGES):
         j0 = whole + (count - 1 - n) * BLOCK_N
-        acc, m, l, y = weigh(acc, m, l, y, b_q, True, j0, span, least, at, keys, env, D, DV, BLOCK_N, False, UPCAST)
+        acc, m, l, y = weigh(acc, m, l, y, b_q, True, j0, span, least, at, keys, env, D, DV, BLOCK_N, False, True, UPCAST)
     if HAS_LO or HAS_TILE:
         left = tl.cdiv(tl.maximum(inner - second, 0), BLOCK_N)
         for n in tl.range(0, left, num_stages=1):
@@ -130,5 +137,5 @@ def stream(b_q, first, last, lo, hi, at, keys, env, D: tl.constexpr, DV: tl.cons
         j0 = first + tl.where(n == 0, 0, tiles - n) * BLOCK_N
         j = (j0 + tl.arange(0, BLOCK_N))[None, :]
         acc, m, l, y = weigh(acc, m, l, y, b_q, (j >= lo) & (j < hi), j0, (first, last), least, at, keys, env, D, DV, BLOCK_N,
-                             True, UPCAST)
+                             True, False, UPCAST)
     return acc, m, l

@@ -12,10 +12,16 @@ from .attentions import CASES
 
 @pytest.mark.parametrize("name, family", [
     ("causal", "prefill"), ("mask, summarised", "prefill"), ("live length", "decode"), ("every function", "decode"),
-    ("window", "hopper"),
+    ("window", "hopper"), ("window", "promise"),
 ])
 def test_source(golden, name, family):
     golden(f"kernels/{family} {name.replace(',', '')}.txt", codegen.source(AttentionSpec.parse(CASES[name].spec), family))
+
+
+@pytest.mark.parametrize("policy", ["error_budget=0.01", "pages.share=0.05+threshold=0.1"])
+def test_source_that_leaves_tiles_out(golden, policy):
+    spec = AttentionSpec.parse(f"{CASES['causal'].spec}; sparsity: {policy}")
+    golden(f"kernels/prefill causal {spec.sparsity.policy}.txt", codegen.source(spec, "prefill"))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -25,5 +31,5 @@ def test_source_is_python_that_names_its_meaning(name, family):
     text = codegen.source(spec, family)
     module = ast.parse(text)
     assert family in [node.name for node in module.body if isinstance(node, ast.FunctionDef)]
-    assert ast.get_docstring(module).startswith("out[b,h,i,:]") and "visible" in ast.get_docstring(module)
+    assert ast.get_docstring(module).startswith(("out[b,h,i,:]", "listed[tile of rows]")) and "visible" in ast.get_docstring(module)
     assert text == codegen.source.__wrapped__(AttentionSpec.parse(str(spec)), family)

@@ -6,14 +6,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from mla_compiler.ir import AttentionSpec
 from mla_compiler.lowering import reference
 from mla_compiler.lowering.sparse import reference as sparse
+from mla_compiler.lowering.sparse.config import unserved
+from mla_compiler.lowering.sparse.listing import BOX, CHUNK
 from mla_compiler.sparsity import Sparsity
 
 from .attentions import CASES
-from .cases import DECODE, Case, errors, operands, run
+from .cases import DECODE, PREFILL, Case, errors, operands, run
 
 KEEP_ALL = "error_budget=1e-30"
 
@@ -132,3 +135,61 @@ def test_the_limit_is_an_argument():
 
     one, other = (codegen.source(AttentionSpec.parse(f"score: 0.5*s; sparsity: threshold={x}"), "prefill") for x in (0.1, 0.2))
     assert one == other and "least" in one
+
+
+def lists_found_and_wanted(case: Case) -> tuple[float, float, float]:
+    """(error, of the formula, share of tiles left out) as above, of tiles chosen by the boxes of their keys."""
+    given, spec = local(case), AttentionSpec.parse(case.spec)
+    found = run(case, given=given)
+    assert case.choice is not None
+    rows, width = case.choice.block_m, case.choice.block_n
+    a, _ = reference.logits(given.q.double(), given.k.double(), given.tables, case.sizes, case.scalars, spec)
+    wanted, working = torch.empty_like(found, dtype=torch.float64), torch.empty_like(found)
+    gone = total = 0
+    for b, h, first, (head,) in tiles_of(case, spec, rows):
+        own = a[b, h[0], first:first + rows]
+        kept = listed(given.q[b, head, first:first + rows], given.k[b, head // spec.group], own, spec, width)
+        gone, total = gone + (~kept).sum().item(), total + len(kept)
+        for dtype, out in ((torch.float64, wanted), (case.dtype, working)):
+            v = given.v[b, head // spec.group].to(dtype)
+            out[b, head, first:first + rows] = sparse.attend(own.to(dtype), kept, v, width)
+    error, formula = ((x.double() - wanted).abs().max().item() for x in (found, working))
+    return error, max(formula, wanted.abs().max().item() * torch.finfo(case.dtype).eps), gone / total
+
+
+def listed(q: torch.Tensor, k: torch.Tensor, a: torch.Tensor, spec: AttentionSpec, width: int) -> torch.Tensor:
+    """bool [tiles]: what the reference keeps of the tiles that anything is seen of; rounding decides nothing."""
+    assert spec.score == AttentionSpec.parse("score: 0.5*s").score
+    tiles = sparse.in_tiles(a, width).isfinite()
+    some, whole = tiles.any(-1).any(0), tiles.all(-1).all(0)
+    w = 0.5 * sparse.promises(q.double(), k.double(), BOX, 0.5)
+    w = F.pad(w, (0, tiles.shape[1] * width // BOX - w.shape[1]), value=-torch.inf)
+    w = w.masked_fill(~tiles.unflatten(2, (-1, BOX)).any(-1).flatten(1), -torch.inf)
+    w = w.unflatten(1, (-1, width // BOX)).logsumexp(-1)
+    live = some.nonzero()[:, 0]
+    part = slice(int(live[0]), int(live[-1]) + 1)
+    kept, share = torch.zeros_like(some), spec.sparsity.value
+    kept[part], less, more = (sparse.pages_share(w[:, part], share * x, CHUNK) for x in (1, 0.97, 1.03))
+    assert torch.equal(less, more)
+    return (kept | ~whole) & some
+
+
+@pytest.mark.parametrize("name", [name for name in LOCAL if name != "padding"])
+def test_pages_are_those_of_the_reference(interpreted, name):
+    case = LOCAL[name].but(choice=replace(PREFILL, block_n=32))
+    error, formula, gone = interpreted(lists_found_and_wanted, under(case, "pages.share=0.03"))
+    assert gone > 0.05
+    assert error <= 2 * formula, f"{error} from the softmax over what is kept, the formula is {formula}"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_pages_of_the_smallest_share_are_all(interpreted, name):
+    case = under(CASES[name], "pages.share=1e-30")
+    if not unserved(AttentionSpec.parse(case.spec)):
+        error, formula = interpreted(errors, case)
+        assert error <= 2 * formula, f"{error} from the truth, the formula is {formula}"
+
+
+def test_pages_of_few_queries_are_all(interpreted):
+    error, formula = interpreted(errors, under(CASES["full"], "pages.share=0.1").but(queries=1, choice=DECODE))
+    assert error <= 2 * formula

@@ -6,14 +6,15 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from mla_compiler.ir import AttentionSpec
 from mla_compiler.lowering import reference
-from mla_compiler.lowering.sparse import cpu
 from mla_compiler.lowering.sparse import reference as R
+from mla_compiler.lowering.sparse import thresholds as cpu
 from mla_compiler.sparsity import Sparsity
 
 from .cases import CASES, SHAPES, Case, assert_close, problem
@@ -140,6 +141,66 @@ def test_on_the_cpu_is_kept_what_the_reference_keeps(name, policy):
         errors.append([(x - wanted).square().mean().sqrt() for x in (out[b, h, rows], formula)])
     ours, theirs = torch.tensor(errors).square().mean(0).sqrt()
     assert gone > 10 and ours <= 2 * theirs
+
+
+@given(logits(), st.floats(1e-9, 1), st.floats(1e-9, 1), st.sampled_from([1, 3, 16]))
+@settings(deadline=None)
+def test_a_larger_share_never_keeps_a_tile_more(w, one, other, chunk):
+    more, less = (R.pages_share(w, share, chunk) for share in sorted((one, other)))
+    assert not (less & ~more).any()
+
+
+@given(st.integers(0, 2**32), st.integers(1, 50), st.sampled_from([1, 4, 16]), st.sampled_from([0.1, 1.0, 20.0]))
+def test_a_box_promises_no_less_than_its_keys(seed, keys, box, spread):
+    rng = torch.Generator().manual_seed(seed)
+    q, k = (torch.randn(n, 6, generator=rng, dtype=torch.float64) * spread for n in (3, keys))
+    bound = R.promises(q, k, box, 1.0).repeat_interleave(box, 1)[:, :keys]
+    assert (q @ k.T <= bound + 1e-12 * spread**2).all()
+
+
+PAGES = Sparsity.parse("pages.share=0.02")
+
+
+@pytest.mark.parametrize("then", ["", "+threshold=0.05"])
+@pytest.mark.parametrize("name", ["full", "causal", "window of many", "sinks", "softcap"])
+def test_on_the_cpu_pages_are_those_of_the_reference(name, then):
+    case = CASES.get(name) or Case(lo="max(0, i - 400)", hi="i + 1")
+    arguments = turning((1, 4, 2, 300, 600, 16, 16), case, f"{PAGES}{then}")
+    q, k, v, *rest, text = arguments
+    spec = AttentionSpec.parse(text)
+    exact, working = (reference.logits(q.to(t), k.to(t), *rest, spec) for t in (torch.float64, torch.float32))
+    seen = reference.visible(spec, 1, 4, 300, 600, *rest)
+    out, gone, errors = attend(*arguments), 0, []
+    for h, first in ((h, first) for h in range(4) for first in range(0, 300, cpu.ROWS)):
+        rows = slice(first, first + cpu.ROWS)
+        kept = chosen_by_pages(q[0, h, rows], k[0, h // 2], seen[0, h, rows], spec, first)
+        gone += (~kept).sum()
+        hidden = ~kept.repeat_interleave(cpu.KEYS)[:600]
+        some = [a[0, h, rows].masked_fill(hidden, -math.inf) for a, _ in (exact, working)]
+        if then:
+            again = R.threshold(R.in_tiles(some[0], cpu.KEYS)[:, kept].flatten(1), cpu.KEYS, 0.05, R.inward(int(kept.sum())))
+            more = ~kept.clone().index_put((kept.nonzero()[:, 0],), again).repeat_interleave(cpu.KEYS)[:600]
+            some = [a.masked_fill(more, -math.inf) for a in some]
+        wanted, formula = (reference.weighted(a, sink[0, h, rows], v[0, h // 2].to(a.dtype))
+                           for a, (_, sink) in zip(some, (exact, working), strict=True))
+        errors.append([(x - wanted).square().mean().sqrt() for x in (out[0, h, rows], formula)])
+    ours, theirs = torch.tensor(errors).square().mean(0).sqrt()
+    assert gone > 10 and ours <= 2 * theirs
+
+
+def chosen_by_pages(q: Tensor, k: Tensor, seen: Tensor, spec: AttentionSpec, first: int) -> Tensor:
+    """bool [tiles]: what the reference keeps of the tiles that anything is seen of."""
+    box = R.promises(q.double(), k.double(), 16, 0.5)
+    at = torch.arange(box.shape[1]) * 16 + 8
+    i, j = torch.arange(first, first + len(q)).view(1, 1, -1, 1), at.view(1, 1, 1, -1)
+    w = reference.compile(spec.score, torch.float64)(0, 0, i, j, [], [], [], box[None, None])[0, 0]
+    tiles = F.pad(seen, (0, -seen.shape[1] % cpu.KEYS)).unflatten(1, (-1, cpu.KEYS))
+    w = F.pad(w, (0, tiles.shape[1] * 4 - w.shape[1]), value=-math.inf)
+    w = w.masked_fill(~tiles.unflatten(2, (4, 16)).any(-1).flatten(1), -math.inf).unflatten(1, (-1, 4)).logsumexp(-1)
+    some, whole = tiles.any(-1).any(0), tiles.all(-1).all(0)
+    kept, live = torch.zeros_like(some), some.nonzero()[:, 0]
+    kept[live[0]:live[-1] + 1] = R.pages_share(w[:, live[0]:live[-1] + 1], spec.sparsity.value, 16)
+    return (kept | ~whole) & some
 
 
 def test_the_same_input_gives_the_same_bits():
