@@ -31,5 +31,6 @@ def test_source_is_python_that_names_its_meaning(name, family):
     text = codegen.source(spec, family)
     module = ast.parse(text)
     assert family in [node.name for node in module.body if isinstance(node, ast.FunctionDef)]
-    assert ast.get_docstring(module).startswith(("out[b,h,i,:]", "listed[tile of rows]")) and "visible" in ast.get_docstring(module)
+    about = ast.get_docstring(module)
+    assert about.startswith(("out[b,h,i,:]", "listed[tile of rows]")) and "visible" in about
     assert text == codegen.source.__wrapped__(AttentionSpec.parse(str(spec)), family)
