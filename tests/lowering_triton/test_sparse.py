@@ -16,7 +16,7 @@ from mla_compiler.lowering.sparse.listing import BOX, CHUNK
 from mla_compiler.sparsity import Sparsity
 
 from .attentions import CASES
-from .cases import DECODE, PREFILL, Case, errors, operands, run
+from .cases import DECODE, PREFILL, Case, Operands, errors, operands, run
 
 KEEP_ALL = "error_budget=1e-30"
 
@@ -32,20 +32,24 @@ def test_keep_all_is_dense(interpreted, name):
         assert error <= 2 * formula, f"{error} from the truth, the formula is {formula}"
 
 
-def local(case: Case):
+def local(case: Case, device: str = "cpu") -> Operands:
     """Operands whose weights fall with the distance: q and k turn with the position."""
-    given = operands(case)
-    angle = torch.arange(case.keys) * 0.05
+    given = operands(case, device)
+    angle = torch.arange(case.keys, device=device) * 0.05
     turn = torch.stack([angle.cos(), angle.sin()], -1).repeat(1, case.head_dim // 2) * 1.7
     given.k.copy_(turn + 0.05 * given.k)
     given.q.copy_(turn[:case.queries] + 0.05 * given.q if case.queries > 1 else turn[-1:] + 0.05 * given.q)
     return given
 
 
-def found_and_wanted(case: Case) -> tuple[float, float, float]:
+def on_cpu(given: Operands) -> Operands:
+    return Operands(given.q.cpu(), given.k.cpu(), given.v.cpu(), [table.cpu() for table in given.tables])
+
+
+def found_and_wanted(case: Case, device: str = "cpu") -> tuple[float, float, float]:
     """(error of the kernel, of the formula, share of tiles left out): from the float64 softmax over what the policy keeps."""
-    given, spec = local(case), AttentionSpec.parse(case.spec)
-    found = run(case, given=given)
+    given, spec = local(case, device), AttentionSpec.parse(case.spec)
+    found, given = run(case, device, given).cpu(), on_cpu(given)
     assert case.choice is not None
     rows, width = case.choice.block_m, case.choice.block_n
     wanted, working = torch.empty_like(found, dtype=torch.float64), torch.empty_like(found)
@@ -137,10 +141,10 @@ def test_the_limit_is_an_argument():
     assert one == other and "least" in one
 
 
-def lists_found_and_wanted(case: Case) -> tuple[float, float, float]:
+def lists_found_and_wanted(case: Case, device: str = "cpu") -> tuple[float, float, float]:
     """(error, of the formula, share of tiles left out) as above, of tiles chosen by the boxes of their keys."""
-    given, spec = local(case), AttentionSpec.parse(case.spec)
-    found = run(case, given=given)
+    given, spec = local(case, device), AttentionSpec.parse(case.spec)
+    found, given = run(case, device, given).cpu(), on_cpu(given)
     assert case.choice is not None
     rows, width = case.choice.block_m, case.choice.block_n
     a, _ = reference.logits(given.q.double(), given.k.double(), given.tables, case.sizes, case.scalars, spec)
