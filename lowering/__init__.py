@@ -13,7 +13,7 @@ import torch
 
 from ..ir import AttentionSpec, Reason
 from ..ops import LIBRARY
-from . import cpu, cpu_latent
+from . import counted_cpu, cpu, cpu_latent
 from .bounds import bounds
 from .select_latent import choose_latent, supports_latent
 
@@ -26,7 +26,8 @@ def register() -> None:
     """Give every flashmla operator its CPU and CUDA implementation, once. ROCm answers to the key CUDA."""
     if _registered:
         return
-    for name in ("attend", "summarize", "sdpa"):
+    LIBRARY.impl("attend", counted_cpu.attend, "CPU")
+    for name in ("summarize", "sdpa"):
         LIBRARY.impl(name, getattr(cpu, name), "CPU")
     LIBRARY.impl("bounds", bounds, "CPU")
     LIBRARY.impl("bounds", bounds, "CUDA")
@@ -62,7 +63,7 @@ def choose(
 
 
 def _gpu_attend(*args):
-    from .gpu import attend
+    from .counted_gpu import attend
 
     return attend(*args)
 

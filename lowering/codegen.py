@@ -24,7 +24,7 @@ from ..sparsity import EXACTLY
 from .errors import LoweringError
 from .printer import Printer, bare
 
-FAMILIES = ("prefill", "decode", "mla", "tokens", "promise", "hopper", "mla_hopper", "tokens_hopper")
+FAMILIES = ("prefill", "decode", "mla", "tokens", "promise", "mass", "hopper", "mla_hopper", "tokens_hopper")
 LOG2E = math.log2(math.e)
 _JIT_END = "])"
 _HERE = Path(__file__).parent
@@ -34,6 +34,7 @@ _BODY = {
     "mla": ("scan.py", "packed.py", "mla/tile.py", "mla/kernel.py"),
     "tokens": ("scan.py", "packed.py", "mla/tile.py", "tokens/kernel.py"),
     "promise": ("scan.py", "sparse/promise.py"),
+    "mass": ("scan.py", "packed.py", "sparse/mass.py"),
 }
 _GLUON = {
     "hopper": ("hopper/tiles.py", "hopper/softmax.py", "hopper/multiply.py", "hopper/kernel.py"),
@@ -43,6 +44,7 @@ _GLUON = {
 }
 _SCANS = {"": (), "threshold": ("sparse/scan.py",), "list": ("sparse/scan.py", "sparse/listed.py")}
 """What takes the place of `scan` in a kernel that leaves tiles out."""
+_ACCOUNT = ("kept", "kept_heads", "kept_rows", "kept_columns", "kept_group", "kept_queries")
 _LIST = ("listed", "listed_counts", "listed_capacity")
 _ROW, _POINT = "b, h, i", "b, h, i, j"
 
@@ -52,7 +54,8 @@ def source(spec: AttentionSpec, family: str) -> str:
     """Python text of a module whose kernel is named `family`. LoweringError if an expression has no Triton form."""
     if family in _GLUON:
         return _gluon(spec, family)
-    files = [_HERE / name for name in (*_BODY[family], *_SCANS[chosen(spec)])]
+    counts = ("sparse/counted.py",) if spec.site and chosen(spec) else ()
+    files = [_HERE / name for name in (*_BODY[family], *_SCANS[chosen(spec)], *counts)]
     return _module(spec, family, files, _flags(spec, files), hooks(spec))
 
 
@@ -140,10 +143,13 @@ def hooks(spec: AttentionSpec) -> tuple[Hook, ...]:
 
 
 def _sparse_hooks(spec: AttentionSpec) -> tuple[Hook, ...]:
+    """The last three of hooks.py, where they are asked for."""
     limit = Hook("limit", "", "In units of log2.", frozenset(("least",)), ("return least",))
     lines = ("return listed + program.to(tl.int64) * listed_capacity, tl.load(listed_counts + program)",)
     tiles = Hook("tiles_listed", "program", "A row of the list, and how many it holds.", frozenset(_LIST), lines)
-    return {"": (), "threshold": (limit,), "list": (limit, tiles)}[chosen(spec)]
+    counts = Hook("account", "", "Where what is computed is noted.", frozenset(_ACCOUNT), (f"return {', '.join(_ACCOUNT)}",))
+    found = {"": (), "threshold": (limit,), "list": (limit, tiles)}[chosen(spec)]
+    return (*found, counts) if found and spec.site else found
 
 
 def _hook(name: str, arguments: str, expr: sympy.Basic, scale: float = 1.0) -> Hook:
@@ -168,13 +174,15 @@ def _scaled(expr: sympy.Basic, scale: float) -> sympy.Basic:
 def operands(spec: AttentionSpec) -> tuple[str, ...]:
     """The kernel's arguments for tables and numbers, those it uses: T0, T0_length0, ..., T0_stride0, ..., n0, ..., x0, least.
 
-    `least`: log2 of the threshold or of the error budget. Of a spec whose tiles are chosen beforehand, the list comes last.
+    `least`: log2 of the threshold or of the error budget. The launch adds what comes last: of a spec that keeps an account,
+    where to; of one whose tiles are chosen beforehand, their list.
     """
     names: list[str] = []
     for table, rank in ranks(spec).items():
         names += [table] + [f"{table}_{what}{dim}" for what in ("length", "stride") for dim in range(rank)]
     used = frozenset().union(*(hook.used for hook in hooks(spec)))
-    return tuple(name for name in (*names, *numbers(spec, "n"), *numbers(spec, "x"), "least", *_LIST) if name in used)
+    return tuple(name for name in (*names, *numbers(spec, "n"), *numbers(spec, "x"), "least", *_ACCOUNT, *_LIST)
+                 if name in used)
 
 
 def ranks(spec: AttentionSpec) -> dict[str, int]:
@@ -195,7 +203,7 @@ def numbers(spec: AttentionSpec, letter: str) -> tuple[str, ...]:
 def _entry(spec: AttentionSpec, text: str) -> str:
     """The kernel, its parameter `operands` spelled out. A length, a stride or a size that grows compiles nothing anew."""
     names = operands(spec)
-    loose = [name for name in names if "_length" in name or name in (*numbers(spec, "n"), "listed_capacity")]
+    loose = [name for name in names if "_length" in name or name in (*numbers(spec, "n"), *_LIST[2:], *_ACCOUNT[1:])]
     strides = [name for name in names if "_stride" in name]
     text = text.replace("operands, ", "".join(f"{name}, " for name in names))
     text = text.replace("    env = operands", _fill(f"    env = ({', '.join(names) or '0'},)", 11))

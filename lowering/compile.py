@@ -112,7 +112,7 @@ def compile_kernel(
         return record(built, choice.family, arch, str(spec), str(choice), source)
     constants = {**gpu.blocks(spec, choice, head_dim, value_dim), **decode.constants(choice)}
     types = dict.fromkeys(("q", "k", "v", "out"), _DTYPES[dtype])
-    types |= {"workspace": "*fp32", "counters": "*i32", "listed": "*i16", "listed_counts": "*i32"}
+    types |= {"workspace": "*fp32", "counters": "*i32", "listed": "*i16", "listed_counts": "*i32", "kept": "*u8"}
     built = build(function, types, constants, arch, choice.warps, choice.stages)
     return record(built, choice.family, arch, str(spec), str(choice), source)
 

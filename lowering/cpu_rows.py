@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import expr as E
 from ..ir import TILE
 from .cpu_plan import Plan
 from .torch_index import Axis, Value, axis, box, values
@@ -172,8 +173,21 @@ def logits(rows: Rows, hull: Hull, start: int, stop: int) -> Tensor:
     q, k = (x.to(plan.dtype) for x in (fold(rows.q, rows.group), rows.k[:, :, start:stop]))
     s = (q @ k.transpose(-1, -2)).view(*rows.q.shape[:3], stop - start)
     a = torch.as_tensor(plan.score(*rows.index, axis(3, start, stop), *rows.env, s), dtype=plan.dtype).expand(s.shape)
-    mask = mask_of(rows, hull, start, stop)
-    return a if mask is None else torch.where(mask, a, -torch.inf)
+    a = a.contiguous() if E.s in plan.spec.score.free_symbols else a.clone()                  # no table is written to
+    for at, end in _edges(hull, start, stop):
+        mask = mask_of(rows, hull, at, end) if at < end else None
+        if mask is not None:
+            a[..., at - start:end - start].masked_fill_(~mask, -torch.inf)
+    return a
+
+
+def _edges(hull: Hull, start: int, stop: int) -> tuple[tuple[int, int], ...]:
+    """Parts of [start, stop) outside which every row sees every key."""
+    if hull.residue:
+        return ((start, stop),)
+    inside = start if hull.lo is None else min(max(int(_range(hull.lo)[1]), start), stop)
+    beyond = stop if hull.hi is None else max(min(int(_range(hull.hi)[0]), stop), inside)
+    return (start, inside), (beyond, stop)
 
 
 def exact(rows: Rows, hull: Hull, start: int, stop: int) -> Part:

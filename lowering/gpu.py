@@ -79,7 +79,7 @@ def launch(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor,
     """Runs `choice` into out [B, H, T, DV], of any strides."""
     if choice.family == "decode" and spec.sparsity.selects:
         spec = of_few_queries(spec)
-        given = given if spec.sparsity.ratio else given[:-1]
+        given = given[:len(codegen.operands(spec))]
     with torch.cuda.device_of(q):
         if choice.family == "hopper":
             _hopper(spec, choice, q, k, v, given, out)
@@ -100,8 +100,9 @@ def _hopper(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor
 
 def _prefill(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor) -> None:
     if spec.sparsity.selects:
-        plain = replace(spec, sparsity=EXACTLY)
-        given = [*given, *listing.listed(kernel(plain, "promise"), spec, choice, q, k, given[:-1], upcast(q.dtype))]
+        plain = replace(spec, sparsity=EXACTLY, site="")
+        own = given[:len(codegen.operands(plain))]
+        given = [*given, *listing.listed(kernel(plain, "promise"), spec, choice, q, k, own, upcast(q.dtype))]
     batch, heads, queries, head_dim = q.shape
     grid = (batch * heads * -(-queries // choice.block_m),)
     arguments = (q, q.stride(), k, k.stride(), v, v.stride(), out, out.stride(), heads, queries, k.shape[2], *given)

@@ -73,6 +73,7 @@ class AttentionSpec:
     `kv_splits`: parts the key range is divided into and merged exactly; 0 lets the lowering choose.
     `autotune`: the lowering may time its configurations and keep the fastest.
     `sparsity`: what of the sum may be left out, and on what terms; out is then the softmax over what was kept.
+    `site`: the name under which an account of that is kept (`ledger`); none if it is empty.
     """
 
     score: sympy.Basic
@@ -86,6 +87,7 @@ class AttentionSpec:
     kv_splits: int = 0
     autotune: bool = False
     sparsity: Sparsity = EXACTLY
+    site: str = ""
 
     def __str__(self) -> str:
         """Canonical text: the op's `spec` argument. `AttentionSpec.parse` reads it back."""
@@ -139,13 +141,15 @@ class AttentionSpec:
 def _field_text(value: object) -> str:
     if isinstance(value, int):
         return str(int(value))
-    return str(value) if isinstance(value, Sparsity) else E.to_text(value)  # type: ignore[arg-type]
+    return str(value) if isinstance(value, Sparsity | str) else E.to_text(value)  # type: ignore[arg-type]
 
 
 def _field_value(name: str, text: str, default: object) -> object:
     """Inverse of _field_text, for the field that has this default."""
     if isinstance(default, int):
         return type(default)(int(text))
+    if isinstance(default, str):
+        return text
     return Sparsity.parse(text) if isinstance(default, Sparsity) else E.from_text(text, name == "residue")
 
 

@@ -41,6 +41,7 @@ class Options:
     absorb     multi-head latent attention over the latent itself: auto, by cost; always; never
     sparsity   what attention may leave out: a policy, or rules by layer (`sparsity.Rules`); "" is exact
     policy     path of a file of rules that `flashmla calibrate` wrote; those of `sparsity` come after and so count more
+    account    count while running what is left out, by layer, head and tile (`accounts()`); it costs time, and measures dense
     certificate  compute both forms of what is absorbed on random numbers while compiling; the report tells how they differ
     verify     check the graph between passes
     debug      0 silent; 1 print each report; 2 also the time of each pass; 3 also the graph before and after;
@@ -55,6 +56,7 @@ class Options:
     absorb: str = "auto"
     sparsity: str = ""
     policy: str = ""
+    account: bool = False
     certificate: bool = False
     verify: bool = True
     debug: int = 0

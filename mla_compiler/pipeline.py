@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -192,7 +193,7 @@ def summarize(run: Run) -> None:
 
 
 def sparsify_all(run: Run) -> None:
-    rules = Rules.parse(run.options.sparsity)
+    rules, named = Rules.parse(run.options.sparsity), Counter[str]()
     for site in run.advance():
         assert site.spec is not None
         run.under(site)
@@ -202,6 +203,10 @@ def sparsify_all(run: Run) -> None:
             site.sparsity = f"exact instead of {wanted}: {meaning}"
         else:
             site.spec, site.sparsity = meaning, "" if meaning is site.spec else str(wanted)
+        if run.options.account and not latent:
+            name = layer_of(site.anchor) or site.name
+            named[name] += 1
+            site.spec = replace(site.spec, site=name if named[name] == 1 else f"{name} #{named[name]}")
 
 
 def emit_all(run: Run) -> None:

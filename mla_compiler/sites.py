@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ def describe(index: int, site: Progress, run: Run) -> Site:
         return Site(**place, reason=str(site.rejected), **_operand_facts(site))
     latent = _latent_facts(site)
     assert site.attend is not None and site.spec is not None and site.found is not None
-    spec = site.spec
+    spec = dataclasses.replace(site.spec, site="")
     assert site.raised is not None
     costs, kernel, config = (_absorbed if site.latent and site.latent.absorbed else _attended)(site, run)
     return Site(

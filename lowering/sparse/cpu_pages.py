@@ -27,26 +27,30 @@ def boxes_of(k: Tensor) -> tuple[Tensor, Tensor]:
     return (greatest + least) / 2, (greatest - least) / 2
 
 
-def by_pages(rows: Rows, hull: Hull, boxes: tuple[Tensor, Tensor], out: Tensor) -> None:
-    """Writes out [B, H, R, Dv] of one block of rows."""
+def by_pages(rows: Rows, hull: Hull, boxes: tuple[Tensor, Tensor], out: Tensor) -> tuple[Tensor, Tensor]:
+    """Writes out [B, H, R, Dv] of one block of rows -> of which tiles q.k and p.v were computed, two of [B, H, tiles]."""
     start = hull.start // KEYS * KEYS
     seen = visible(rows, hull, start)
-    kept = promising(promised(rows, boxes, start, hull.stop, seen), seen, math.log(rows.plan.spec.sparsity.value))
-    sink = sink_of(rows)
+    weighed = promising(promised(rows, boxes, start, hull.stop, seen), seen, math.log(rows.plan.spec.sparsity.value))
+    kept, sink = weighed.clone(), sink_of(rows)
     for b in range(out.shape[0]):
         for h in range(out.shape[1]):
-            keys = (start + kept[b, h].nonzero() * KEYS + torch.arange(KEYS)).flatten()
-            part = attended(rows, b, h, keys.clamp(hull.start, hull.stop - 1), seen[b, h][:, keys - start])
+            tiles = weighed[b, h].nonzero()[:, 0]
+            keys = (start + tiles[:, None] * KEYS + torch.arange(KEYS)).flatten()
+            own = seen.expand(*out.shape[:3], -1)[b, h][:, keys - start]
+            part, again = attended(rows, b, h, keys.clamp(hull.start, hull.stop - 1), own)
+            kept[b, h, tiles] = again
             out[b, h] = merge([part], None if sink is None else sink.expand(*out.shape[:3], 1)[b, h])
+    return weighed, kept
 
 
 def visible(rows: Rows, hull: Hull, start: int) -> Tensor:
-    """Bool [B, H, R, whole tiles from start]."""
+    """Bool, broadcasting over [B, H, R, whole tiles from start]."""
     mask = mask_of(rows, hull, start, hull.stop)
-    shape = (*rows.q.shape[:3], hull.stop - start)
-    seen = torch.ones(shape, dtype=torch.bool) if mask is None else mask.expand(shape).clone()
+    shape = (rows.q.shape[2], hull.stop - start)
+    seen = torch.ones(1, 1, *shape, dtype=torch.bool) if mask is None else mask.expand(*mask.shape[:2], *shape).clone()
     seen[..., :hull.start - start] = False
-    return F.pad(seen, (0, -shape[3] % KEYS))
+    return F.pad(seen, (0, -shape[1] % KEYS))
 
 
 def promised(rows: Rows, boxes: tuple[Tensor, Tensor], start: int, stop: int, seen: Tensor) -> Tensor:
@@ -62,14 +66,14 @@ def promised(rows: Rows, boxes: tuple[Tensor, Tensor], start: int, stop: int, se
 
 
 def promising(w: Tensor, seen: Tensor, limit: float) -> Tensor:
-    """w [B, H, R, tiles], seen [B, H, R, keys] -> which tiles are attended [B, H, tiles].
+    """w [B, H, R, tiles], seen [., ., R, keys] -> which tiles are attended [B, H, tiles].
 
     The first; those that a row sees in part; and those that promise one row exp(limit) of what was met before, inward, CHUNK
     tiles at a time, and in the chunk itself.
     """
     tiles = seen.unflatten(3, (-1, KEYS))
-    whole, some = tiles.all(-1).all(2), tiles.any(-1).any(2)                                  # [B, H, tiles]
-    kept, y = some & ~whole, w[..., 0]
+    whole, some = tiles.all(-1).all(2), tiles.any(-1).any(2)                                  # [., ., tiles]
+    kept, y = (some & ~whole).expand(*w.shape[:2], -1).clone(), w[..., 0]
     kept[..., 0] = some[..., 0]
     for stop in range(w.shape[3], 1, -CHUNK):
         chunk = w[..., max(stop - CHUNK, 1):stop]
@@ -78,16 +82,18 @@ def promising(w: Tensor, seen: Tensor, limit: float) -> Tensor:
     return kept
 
 
-def attended(rows: Rows, b: int, h: int, keys: Tensor, seen: Tensor) -> Part:
-    """The softmax of one head over `keys` [N], of which seen [R, N]; with a threshold, over what that keeps of them."""
+def attended(rows: Rows, b: int, h: int, keys: Tensor, seen: Tensor) -> tuple[Part, Tensor]:
+    """The softmax of one head over `keys` [N], of which seen [R, N]; with a threshold, over what that keeps of their tiles,
+    a bool each."""
     plan = rows.plan
     k, v = (x[b, h // rows.group, keys].to(plan.dtype) for x in (rows.k, rows.v))
     s = (rows.q[b, h].to(plan.dtype) @ k.T)[None, None]
     j = keys.view(1, 1, 1, -1)
     a = torch.as_tensor(plan.score(b, h, rows.index[2], j, *rows.env, s), dtype=plan.dtype).expand(s.shape)[0, 0]
     a = a.masked_fill(~seen, -torch.inf)
+    again = torch.ones(len(keys) // KEYS, dtype=torch.bool)
     if plan.spec.sparsity.then and len(keys):
         tiles = a.unflatten(1, (-1, KEYS))
-        again = needed(tiles.amax(-1), math.log(plan.spec.sparsity.then)).nonzero()[:, 0]
-        return part_of(tiles[:, again].flatten(1), v.unflatten(0, (-1, KEYS))[again].flatten(0, 1))
-    return part_of(a, v)
+        again = needed(tiles.amax(-1), math.log(plan.spec.sparsity.then))
+        a, v = tiles[:, again].flatten(1), v.unflatten(0, (-1, KEYS))[again].flatten(0, 1)
+    return part_of(a, v), again

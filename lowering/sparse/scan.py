@@ -28,6 +28,11 @@ def met(y, best):
 
 
 @triton.jit
+def counted(at, j0, computed, env, BLOCK_N: tl.constexpr):
+    """Nothing is noted of the tile; `sparse/counted.py` does."""
+
+
+@triton.jit
 def weigh(acc, m, l, y, b_q, visible, j0, span, least, at, keys, env, D: tl.constexpr, DV: tl.constexpr,
           BLOCK_N: tl.constexpr, MASKED: tl.constexpr, EAGER: tl.constexpr, UPCAST: tl.constexpr):
     """acc [M, DV], m, l and y [M] after the tile of keys j0 .. j0 + N; `least` is the limit.
@@ -48,7 +53,9 @@ def weigh(acc, m, l, y, b_q, visible, j0, span, least, at, keys, env, D: tl.cons
     best = tl.max(a, 1)                                                                        # [M]
     needed = (best != float("-inf")) & ((best >= y + least) | (best != best))
     y = met(y, best)
-    if tl.max(needed.to(tl.int32)) > 0:
+    computed = tl.max(needed.to(tl.int32)) > 0
+    counted(at, j0, computed, env, BLOCK_N)
+    if computed:
         m_new = tl.maximum(m, best)                                                            # [M]
         shift = tl.where(m_new == float("-inf"), 0.0, m_new)
         p = tl.exp2(a - shift[:, None])                                                        # [M, N]

@@ -17,13 +17,10 @@ from ..cpu_rows import Hull, Part, Rows, logits, merge, sink_of
 ROWS, KEYS = 128, 64
 
 
-def by_threshold(rows: Rows, hull: Hull, out: Tensor) -> None:
-    """Writes out [B, H, R, Dv] of one block of rows."""
+def by_threshold(rows: Rows, hull: Hull, out: Tensor) -> Tensor:
+    """Writes out [B, H, R, Dv] of one block of rows -> which tiles were kept [B, H, tiles], from that of hull.start on."""
     start = hull.start // KEYS * KEYS
-    a = logits(rows, hull, start, hull.stop)
-    if start < hull.start:
-        a[..., :hull.start - start] = -torch.inf
-    a = F.pad(a, (0, -a.shape[-1] % KEYS), value=-torch.inf).unflatten(-1, (-1, KEYS))       # [B, H, R, tiles, KEYS]
+    a = in_tiles(logits(rows, hull, start, hull.stop), hull)                                  # [B, H, R, tiles, KEYS]
     kept = needed(a.amax(-1), _limit(rows.plan.spec, a.shape[3]))
     sink = sink_of(rows)
     for b in range(a.shape[0]):
@@ -33,6 +30,13 @@ def by_threshold(rows: Rows, hull: Hull, out: Tensor) -> None:
             v = rows.v[b, h // rows.group, keys].to(a.dtype)
             part = part_of(a[b, h, :, tiles[:, 0]].flatten(1), v)
             out[b, h] = merge([part], None if sink is None else sink.expand(*a.shape[:3], 1)[b, h])
+    return kept
+
+
+def in_tiles(a: Tensor, hull: Hull) -> Tensor:
+    """Logits a [..., keys] from the tile of hull.start to hull.stop -> [..., tiles, KEYS], -inf outside the hull."""
+    a[..., :hull.start % KEYS] = -torch.inf
+    return F.pad(a, (0, -a.shape[-1] % KEYS), value=-torch.inf).unflatten(-1, (-1, KEYS))
 
 
 def _limit(spec: AttentionSpec, tiles: int) -> float:

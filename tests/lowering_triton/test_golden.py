@@ -32,5 +32,5 @@ def test_source_is_python_that_names_its_meaning(name, family):
     module = ast.parse(text)
     assert family in [node.name for node in module.body if isinstance(node, ast.FunctionDef)]
     about = ast.get_docstring(module)
-    assert about.startswith(("out[b,h,i,:]", "listed[tile of rows]")) and "visible" in about
+    assert about.startswith(("out[b,h,i,:]", "listed[tile of rows]", "dropped[b,h,i]")) and "visible" in about
     assert text == codegen.source.__wrapped__(AttentionSpec.parse(str(spec)), family)

@@ -35,10 +35,10 @@ def test_keep_all_is_dense(interpreted, name):
 def local(case: Case, device: str = "cpu") -> Operands:
     """Operands whose weights fall with the distance: q and k turn with the position."""
     given = operands(case, device)
-    angle = torch.arange(case.keys, device=device) * 0.05
+    angle = torch.arange(max(case.keys, case.queries), device=device) * 0.05
     turn = torch.stack([angle.cos(), angle.sin()], -1).repeat(1, case.head_dim // 2) * 1.7
-    given.k.copy_(turn + 0.05 * given.k)
-    given.q.copy_(turn[:case.queries] + 0.05 * given.q if case.queries > 1 else turn[-1:] + 0.05 * given.q)
+    given.k.copy_(turn[:case.keys] + 0.05 * given.k)
+    given.q.copy_((turn[:case.queries] if case.queries > 1 else turn[-1:]) + 0.05 * given.q)
     return given
 
 
