@@ -15,15 +15,20 @@ from torch import Tensor
 from .bars import BEST, BEST_SDPA, Bar, Limit
 
 PREFILL, DECODE = "prefill", "decode"
+WIDTH = 128
+"""Keys of a tile, of which one in `every` matters."""
 COMPILE_S, DENSE = "s to compile", "x our dense causal"
-"""Units: seconds of the first call; speed over that of the same operands seen causally, without documents."""
+"""Units: seconds of the first call; speed over that of the same operands seen causally, without documents or sparsity."""
 
 K = 1024
 
 
 @dataclass(frozen=True)
 class Attention:
-    """One case. window: keys a query sees at most, 0 for all; documents: equal ones packed; live: keys of each sequence."""
+    """One case. window: keys a query sees at most, 0 for all; documents: equal ones packed; live: keys of each sequence.
+
+    sparsity: the policy; one tile of keys in `every` matters.
+    """
 
     name: str
     group: str
@@ -37,6 +42,8 @@ class Attention:
     window: int = 0
     documents: int = 1
     live: tuple[int, ...] = ()
+    sparsity: str = ""
+    every: int = 1
     bars: tuple[Bar | Limit, ...] = ()
     toy: bool = False
 
@@ -72,6 +79,8 @@ class Attention:
             parts.insert(1, f"lo: max(0, i - {self.window - 1})")
         if self.documents > 1:
             parts.insert(-1, "residue: T0[0, i] == T0[0, j]")
+        if self.sparsity:
+            parts.append(f"sparsity: {self.sparsity}")
         return "; ".join(parts)
 
     def visible(self, b: int, i: Tensor, j: Tensor) -> Tensor:
@@ -79,6 +88,11 @@ class Attention:
         at = i + (self.lengths[b] - self.queries)
         seen = (j <= at) & (i // self.document == j // self.document if self.documents > 1 else j >= 0)
         return seen & (at - j < self.window) if self.window else seen
+
+    @property
+    def dense(self) -> str:
+        """The spec of the same operands seen causally."""
+        return dataclasses.replace(self, documents=1, sparsity="").spec
 
     @property
     def pairs(self) -> int:

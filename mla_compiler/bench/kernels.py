@@ -43,7 +43,7 @@ class Reading:
 
 @dataclass
 class KernelRow:
-    """One case. dense_us: ours on the same operands without the documents, where the case has some."""
+    """One case. dense_us: ours on the same operands without documents or sparsity, where the case has some."""
 
     case: Attention
     dtype: torch.dtype
@@ -95,8 +95,8 @@ def run_kernels(case: Attention, names: list[str], settings: Settings, say: Call
     given = copies(case, settings.device, settings.dtype)
     sample = Sample.of(given[0])
     row.readings[FLASHMLA] = _ours(given, sample, settings)
-    if case.documents > 1 and row.ours.us is not None:
-        dense = [attend(each, each.case.spec.replace("residue: T0[0, i] == T0[0, j]; ", ""), ()) for each in given]
+    if (case.documents > 1 or case.sparsity) and row.ours.us is not None:
+        dense = [attend(each, case.dense, () if case.documents > 1 else each.tables) for each in given]
         row.dense_us, _ = per_call(dense, settings.device, settings.repeats)
     for name in names:
         say(f"{case.name}: {name}")

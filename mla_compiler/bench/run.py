@@ -17,11 +17,12 @@ from rich.markup import escape
 from ..errors import OptionError
 from . import kernels, models, plot, show, show_kernels
 from .arguments import GROUPS
-from .attentions import ATTENTIONS
+from .attentions import ATTENTIONS, Attention
 from .compare import Row, Settings, failures
 from .kernels import KernelRow, run_kernels
 from .peers import PEERS
 from .roofline import Roofline
+from .sparse import SPARSE
 
 Named = TypeVar("Named")
 
@@ -128,10 +129,25 @@ def _groups(given: argparse.Namespace, session: Session) -> list[str]:
     return list(GROUPS)
 
 
+def _cases(group: str, console: Console) -> list[Attention]:
+    """Those that have a kernel; of the others it says why not."""
+    from ..ir import AttentionSpec
+    from ..lowering.sparse.config import unserved
+
+    found = []
+    for case in SPARSE if group == "sparse" else [case for case in ATTENTIONS if case.group == group]:
+        refused = unserved(AttentionSpec.parse(case.spec))
+        if refused:
+            console.print(f"not run: {case.name}: no kernel for {refused}", markup=False)
+        else:
+            found.append(case)
+    return found
+
+
 def _kernels(group: str, session: Session) -> None:
     """The attentions of one group; the roofline first, once."""
     results, settings, tiny = session.results, session.settings, session.given.tiny
-    cases = [case.shrunk() if tiny else case for case in ATTENTIONS if case.group == group]
+    cases = [case.shrunk() if tiny else case for case in _cases(group, session.console)]
     peers = [name for name in PEERS if session.given.columns is None or name in session.given.columns]
     rows = []
     for case in session.chosen(cases, lambda case: case.name):
