@@ -80,7 +80,7 @@ def main() -> int:
 def wanted(given: argparse.Namespace, layers: Sequence[str]) -> Iterator[tuple[str, str, dict[str, Sparsity]]]:
     """(curve, name, policy of each layer): those asked for, and those of a file."""
     for curve in given.curves:
-        for text in CURVES[curve]:
+        for text in CURVES.get(curve, (curve,)):
             yield curve, text, dict.fromkeys(layers, Sparsity.parse(text))
     if given.policy:
         rules = Rules.read(given.policy)
@@ -145,7 +145,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default=_models.default_device())
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--curves", type=lambda text: [name for name in text.split(",") if name], default=list(CURVES),
-                        help=f"of {', '.join(CURVES)} (default: all)")
+                        help=f"of {', '.join(CURVES)}, or the texts of policies (default: all)")
     parser.add_argument("--policy", metavar="FILE", help="one more: what flashmla calibrate wrote")
     parser.add_argument("--layers", default="", metavar="REGEX", help="only these; the others are exact and not counted")
     parser.add_argument("--passkey", type=int, default=0, metavar="N", help="hide so many pass keys in text of the same length")

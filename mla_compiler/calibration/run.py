@@ -26,25 +26,17 @@ from .texts import Windows, load, windows
 
 def run(given: argparse.Namespace) -> int:
     """0 if a policy was found and written, 1 if none keeps to the bound. Raises OptionError for what cannot be done."""
-    console = Console(width=None if sys.stdout.isatty() else 150, highlight=False)
-    device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    of = family(given.policy)
-    if given.tokens < 2 or given.windows < 1:
-        raise OptionError(f"--tokens {given.tokens} --windows {given.windows}", "at least 2 tokens and 1 window")
-    model, tokenizer = load(given.model, device)
-    text = windows(tokenizer, given.texts, given.tokens, given.windows)
-    text = Windows(*(tuple(ids.to(device) for ids in part) for part in (text.calibrating, text.held_out)))
+    console, of = Console(width=None if sys.stdout.isatty() else 150, highlight=False), family(given.policy)
     with _progress(console) as progress:
-        work = Work(Subject(model, of(VALUES[0])), text, progress)
-        measured = work.weighed([of(value) for value in VALUES])
-        found = search(measured, given.loss, work.calibrating)
+        work = _work(given, of(VALUES[0]), progress)
+        found = search(work.weighed([of(value) for value in VALUES]), given.loss, work.calibrating)
         held_out = work.held_out(found[0]) if found else None
     if found is None or held_out is None:
         console.print(f"nothing written: none of {TRIES} tries kept to {given.loss:.2%}")
         return 1
     write(given.out, found[0], {
         "model": given.model.name, "policy": given.policy, "texts": [path.name for path in given.texts], "bound": given.loss,
-        "tokens": given.tokens, "windows": given.windows, "device": device, "version": __version__,
+        "tokens": given.tokens, "windows": given.windows, "device": work.device, "version": __version__,
         "calibrated": _facts(found[1]), "held_out": _facts(held_out),
     })
     console.print(*(f"{layer}: {policy}" for layer, policy in found[0].items()), sep="\n")
@@ -53,12 +45,23 @@ def run(given: argparse.Namespace) -> int:
     return 0
 
 
+def _work(given: argparse.Namespace, policy: Sparsity, progress: Progress) -> Work:
+    """The model and its windows, on the device."""
+    if given.tokens < 2 or given.windows < 1:
+        raise OptionError(f"--tokens {given.tokens} --windows {given.windows}", "at least 2 tokens and 1 window")
+    device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model, tokenizer = load(given.model, device)
+    text = windows(tokenizer, given.texts, given.tokens, given.windows)
+    text = Windows(*(tuple(ids.to(device) for ids in part) for part in (text.calibrating, text.held_out)))
+    return Work(Subject(model, policy), text, progress)
+
+
 class Work:
     """What is measured of one model on its windows, each with a line of progress."""
 
     def __init__(self, subject: Subject, text: Windows, progress: Progress) -> None:
         self.subject, self.text, self.progress = subject, text, progress
-        self.exact: list[Outcome] = []
+        self.device, self.exact = text.calibrating[0].device.type, list[Outcome]()
 
     def weighed(self, policies: Sequence[Sparsity]) -> list[Curve]:
         """The curves of the layers on the first window, their weights on the first SHORT tokens of it."""

@@ -20,6 +20,8 @@ from .curves import Curve
 from .subject import Outcome
 
 TRIES = 6
+FIRST = 0.75
+"""Of the bound, the first budget: the loss is about the budget, and a standard error is added to it."""
 NEAR = 0.9
 """Of the bound: what is no nearer is tried again."""
 
@@ -75,7 +77,7 @@ Policies = Mapping[str, Sparsity]
 def search(curves: Sequence[Curve], bound: float, measure: Callable[[Policies], Measured]) -> tuple[Policies, Measured] | None:
     """The policies that leave out most of those that hold, and what was measured; None if none held."""
     best: tuple[Policies, Measured] | None = None
-    low, high, budget, tried = 0.0, math.inf, bound, set()
+    low, high, budget, tried = 0.0, math.inf, FIRST * bound, set()
     for _ in range(TRIES):
         policies = allocate(curves, budget)
         if (key := tuple(policies.values())) in tried:
@@ -93,7 +95,7 @@ def search(curves: Sequence[Curve], bound: float, measure: Callable[[Policies], 
 
 
 def _next(low: float, high: float, budget: float, ratio: float) -> float:
-    """Between what held and what did not; where one is not known yet, on by as much as the loss is off, at most fourfold."""
+    """Between what held and what did not; where one is not known yet, on by as much as the loss is off, a fifth to fourfold."""
     if low and math.isfinite(high):
         return math.sqrt(low * high)
-    return budget * min(max(0.95 / max(ratio, 0.01), 0.25), 4.0)
+    return budget * (min(0.95 / max(ratio, 0.01), 4.0) if low else max(min(0.95 / ratio, 0.8), 0.25))
