@@ -24,7 +24,9 @@ from ..sparsity import EXACTLY
 from .errors import LoweringError
 from .printer import Printer, bare
 
-FAMILIES = ("prefill", "decode", "mla", "tokens", "promise", "mass", "hopper", "mla_hopper", "tokens_hopper")
+FAMILIES = (
+    "prefill", "decode", "mla", "tokens", "promise", "estimate", "lsh", "mass", "hopper", "mla_hopper", "tokens_hopper",
+)
 LOG2E = math.log2(math.e)
 _JIT_END = "])"
 _HERE = Path(__file__).parent
@@ -33,7 +35,9 @@ _BODY = {
     "decode": ("scan.py", "decode/balance.py", "decode/merge.py", "packed.py", "decode/kernel.py"),
     "mla": ("scan.py", "packed.py", "mla/tile.py", "mla/kernel.py"),
     "tokens": ("scan.py", "packed.py", "mla/tile.py", "tokens/kernel.py"),
-    "promise": ("scan.py", "sparse/promise.py"),
+    "promise": ("scan.py", "sparse/promises.py", "sparse/promise.py"),
+    "estimate": ("scan.py", "sparse/promises.py", "sparse/estimate.py"),
+    "lsh": ("scan.py", "sparse/promises.py", "sparse/estimate.py", "sparse/lsh.py"),
     "mass": ("scan.py", "packed.py", "sparse/mass.py"),
 }
 _GLUON = {
@@ -49,9 +53,14 @@ _LIST = ("listed", "listed_counts", "listed_capacity")
 _ROW, _POINT = "b, h, i", "b, h, i, j"
 
 
+def entry(family: str) -> str:
+    """The name of the family's kernel."""
+    return {"lsh": "estimate"}.get(family, family)
+
+
 @lru_cache(maxsize=1024)
 def source(spec: AttentionSpec, family: str) -> str:
-    """Python text of a module whose kernel is named `family`. LoweringError if an expression has no Triton form."""
+    """Python text of a module with the kernel of a family. LoweringError if an expression has no Triton form."""
     if family in _GLUON:
         return _gluon(spec, family)
     counts = ("sparse/counted.py",) if spec.site and chosen(spec) else ()
@@ -85,9 +94,9 @@ def _module(spec: AttentionSpec, family: str, files: list[Path], head: str, want
     helpers = [text for name, text in _functions(_HERE / "arithmetic.py").items() if name in used]
     own = [translate(text) for text in (*helpers, *(hook.text(operands(spec)) for hook in wanted))]
     body = {name: text for file in files for name, text in _functions(file).items()}
-    entry = body.pop(family)
+    kernel = body.pop(entry(family))
     about = _docstring(_HERE / (_BODY | _GLUON)[family][-1])
-    return _header(spec, about) + "\n\n\n".join([head, *own, *body.values(), _entry(spec, entry)]) + "\n"
+    return _header(spec, about) + "\n\n\n".join([head, *own, *body.values(), _entry(spec, kernel)]) + "\n"
 
 
 def _in_gluon(text: str) -> str:

@@ -120,16 +120,19 @@ def compile_kernel(
 def compile_listing(
     spec: AttentionSpec, choice: Choice, head_dim: int, dtype: torch.dtype, arch: str = DEFAULT_ARCH
 ) -> CompiledKernel:
-    """The kernel that lists, for a prefill kernel of this choice, the tiles that a policy of pages keeps."""
+    """The kernel that says, for a prefill kernel of this choice, which tiles of keys are kept, or what each promises."""
     from . import modules
 
     machine_named(arch)
-    source = codegen.source(replace(spec, sparsity=EXACTLY), "promise")
-    kind = _DTYPES[dtype]
-    types = {"q": kind, "centre": kind, "half": kind, "listed": "*i16", "counts": "*i32", "share": "fp32"}
+    family = listing.family_of(spec.sparsity)
+    entry, source = codegen.entry(family), codegen.source(replace(spec, sparsity=EXACTLY), family)
+    types = dict.fromkeys(("q", "centre", "half", "first", "second"), _DTYPES[dtype])
+    types |= {"listed": "*i16", "counts": "*i32", "share": "fp32", "scores": "*fp32", "words": "*i32", "norms": "*fp32"}
+    if family == "lsh":
+        types |= {"first": "*i32", "second": "*fp32"}
     constants = listing.constants(spec, choice, head_dim, upcast=False)
-    built = build(modules.load(source, "promise").promise, types, constants, arch, choice.warps, 1)
-    return record(built, "promise", arch, str(spec), str(choice), source)
+    built = build(getattr(modules.load(source, family), entry), types, constants, arch, choice.warps, 1)
+    return record(built, family, arch, str(spec), str(choice), source)
 
 
 def compile_latent(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -102,7 +102,7 @@ def _prefill(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tenso
     if spec.sparsity.selects:
         plain = replace(spec, sparsity=EXACTLY, site="")
         own = given[:len(codegen.operands(plain))]
-        given = [*given, *listing.listed(kernel(plain, "promise"), spec, choice, q, k, own, upcast(q.dtype))]
+        given = [*given, *listing.listed(partial(kernel, plain), spec, choice, q, k, own, upcast(q.dtype))]
     batch, heads, queries, head_dim = q.shape
     grid = (batch * heads * -(-queries // choice.block_m),)
     arguments = (q, q.stride(), k, k.stride(), v, v.stride(), out, out.stride(), heads, queries, k.shape[2], *given)

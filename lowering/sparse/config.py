@@ -15,8 +15,8 @@ def unserved(spec: AttentionSpec) -> str:
     """Why no kernel keeps to the spec's policy, in words; nothing if one does."""
     if not spec.sparsity.selects:
         return ""
-    if (spec.sparsity.policy, spec.sparsity.measure) != ("pages", "share"):
-        return f"{spec.sparsity}, of which there is pages.share alone"
+    if spec.sparsity.measure == "budget":
+        return f"{spec.sparsity}: the bounds of pages prove next to nothing"
     if spec.residue != sympy.true and spec.tile is None:
         return f"{spec.sparsity} under a mask of which it is not known what tiles it leaves whole"
     if not grows(spec.score):

@@ -10,24 +10,25 @@ from torch import Tensor
 from ...ledger import COMPUTED, LEFT_OUT, NOTHING, WEIGHED, Call
 from ..cpu_plan import Plan
 from ..cpu_rows import Hull, Rows, hull_of, logits, sink_of
-from .cpu_pages import boxes_of, by_pages
+from .cpu_choice import known_of
+from .cpu_pages import by_pages
 from .thresholds import KEYS, ROWS, by_threshold, in_tiles
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, plan: Plan, env: tuple[Any, ...], out: Tensor, call: Call | None = None) -> Tensor:
     """out [B, H, T, Dv], of any strides, written; with a `call`, also its steps and dropped."""
-    boxes = boxes_of(k) if plan.spec.sparsity.selects else None
+    known = known_of(k, plan.spec.sparsity.policy) if plan.spec.sparsity.selects else None
     for first in range(0, q.shape[2], ROWS):
         rows = Rows(plan, q[:, :, first:first + ROWS], k, v, first, env)
         hull, block = hull_of(rows), out[:, :, first:first + ROWS]
         if hull is None:
             block.zero_()
             continue
-        if boxes is None:
+        if known is None:
             kept = by_threshold(rows, hull, block)
             weighed = torch.ones_like(kept)
         else:
-            weighed, kept = by_pages(rows, hull, boxes, block)
+            weighed, kept = by_pages(rows, hull, known, block)
         if call is not None:
             _note(call, rows, hull, weighed, kept)
     return out

@@ -4,7 +4,7 @@ What a kernel that keeps an account (`counted`) left out, measured after it: q.k
 becomes 1 where a tile has a weight and nothing of it was computed, 0 where it has none; ALL: 3 wherever it has one.
 
 Shapes: q [B, H, T, D]; k [B, H / GROUP, S, D], any strides; kept [B * H / GROUP * ceil(GROUP * T / BLOCK_M), COLUMNS] uint8;
-dropped [B, H, T] float32. Grid: the items. A kernel that packs no rows is measured with GROUP = 1 and KV_GROUP heads to a KV head.
+dropped [B, H, T] float32. Grid: the items. Where no rows were packed GROUP is 1; KV_GROUP heads have one KV head.
 """
 
 import triton

@@ -74,6 +74,32 @@ def pages_share(w: Tensor, share: float, chunk: int) -> Tensor:
     return kept
 
 
+def ranked(w: Tensor, candidates: Tensor, value: float, mass: bool) -> Tensor:
+    """w [R, tiles] as above, candidates bool [tiles]: of these the fewest that make, by their scores, `value` of all of it.
+
+    share(i, tile) = exp(w) / sum_tiles exp(w); a tile's score is its greatest share, and each counts as one; or the mean of
+    its shares, and each counts for that (mass). Tiles of equal scores go together.
+    """
+    share = w.softmax(-1).nan_to_num(0.0)
+    score = (share.mean(0) if mass else share.amax(0)).masked_fill(~candidates, -1.0)
+    weight = (score if mass else torch.ones_like(score)).masked_fill(~candidates, 0.0)
+    kept = torch.zeros_like(candidates)
+    for cut in score[candidates].unique().flip(0):
+        if value < 1 and weight[kept].sum() >= value * weight.sum():
+            break
+        kept = candidates & (score >= cut)
+    return kept
+
+
+def matches(q: Tensor, k: Tensor, mean: Tensor, box: int, planes: Tensor) -> Tensor:
+    """q [R, D], k [S, D], mean [D], planes [bits, D] -> [ceil(R / box), ceil(S / box)] in units of q.k: of mean queries and
+    mean keys, by the signs of their products with the planes; two directions differ in a bit with probability angle / pi."""
+    q, k = (torch.cat([x, x[-1:].expand(-len(x) % box, -1)]).unflatten(0, (-1, box)).mean(1) for x in (q, k))
+    k = k - mean
+    differ = ((q @ planes.T > 0)[:, None] != (k @ planes.T > 0)[None]).double().mean(-1)
+    return q.norm(dim=-1)[:, None] * k.norm(dim=-1)[None] * torch.cos(math.pi * differ)
+
+
 def kept_by(policy: Sparsity, a: Tensor, width: int, first: int | None = None) -> Tensor:
     """What a policy that goes by the logits alone keeps, when a kernel meets the tiles from `first` on inward.
 

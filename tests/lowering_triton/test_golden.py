@@ -12,7 +12,7 @@ from .attentions import CASES
 
 @pytest.mark.parametrize("name, family", [
     ("causal", "prefill"), ("mask, summarised", "prefill"), ("live length", "decode"), ("every function", "decode"),
-    ("window", "hopper"), ("window", "promise"),
+    ("window", "hopper"), ("window", "promise"), ("window", "lsh"),
 ])
 def test_source(golden, name, family):
     golden(f"kernels/{family} {name.replace(',', '')}.txt", codegen.source(AttentionSpec.parse(CASES[name].spec), family))
@@ -30,7 +30,8 @@ def test_source_is_python_that_names_its_meaning(name, family):
     spec = AttentionSpec.parse(CASES[name].spec)
     text = codegen.source(spec, family)
     module = ast.parse(text)
-    assert family in [node.name for node in module.body if isinstance(node, ast.FunctionDef)]
+    assert codegen.entry(family) in [node.name for node in module.body if isinstance(node, ast.FunctionDef)]
     about = ast.get_docstring(module)
-    assert about.startswith(("out[b,h,i,:]", "listed[tile of rows]", "dropped[b,h,i]")) and "visible" in about
+    assert about.startswith(("out[b,h,i,:]", "listed[tile of rows]", "scores[", "promise(", "dropped[b,h,i]"))
+    assert "visible" in about
     assert text == codegen.source.__wrapped__(AttentionSpec.parse(str(spec)), family)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mla_compiler.ir import AttentionSpec
 from mla_compiler.lowering import reference
+from mla_compiler.lowering.sparse import cpu_choice, listing
 from mla_compiler.lowering.sparse import reference as R
 from mla_compiler.lowering.sparse import thresholds as cpu
 from mla_compiler.sparsity import Sparsity
@@ -66,14 +67,18 @@ def test_a_larger_number_never_keeps_a_tile_more(policy, case, one, other):
 
 
 @given(cases(), st.floats(1e-6, 1), st.integers(0, 2**32))
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=1000, deadline=None)
 def test_the_budget_is_never_exceeded(case, budget, seed):
+    """Ten cases an example: its keys in as many orders."""
     a, width, order = case
-    v = torch.randn(a.shape[1], 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    kept = R.error_budget(a, width, budget, order)
-    assert (R.dropped(a, kept, width) <= budget).all()
-    error = (R.attend(a, kept, v, width) - R.attend(a, R.everything(a, width), v, width)).abs().max()
-    assert error <= 2 * budget * v.abs().max() + 1e-12
+    rng = torch.Generator().manual_seed(seed)
+    v = torch.randn(a.shape[1], 3, generator=rng, dtype=torch.float64)
+    for keys in (torch.arange(len(v)), *(torch.randperm(len(v), generator=rng) for _ in range(9))):
+        own = a[:, keys]
+        kept = R.error_budget(own, width, budget, order)
+        assert (R.dropped(own, kept, width) <= budget).all()
+        error = (R.attend(own, kept, v, width) - R.attend(own, R.everything(own, width), v, width)).abs().max()
+        assert error <= 2 * budget * v.abs().max() + 1e-12
 
 
 @given(cases(), st.floats(1e-6, 1), st.integers(1, 5))
@@ -158,14 +163,34 @@ def test_a_box_promises_no_less_than_its_keys(seed, keys, box, spread):
     assert (q @ k.T <= bound + 1e-12 * spread**2).all()
 
 
-PAGES = Sparsity.parse("pages.share=0.02")
+@given(logits(), st.floats(1e-9, 1), st.floats(1e-9, 1), st.booleans(), st.integers(0, 2**32))
+@settings(deadline=None)
+def test_a_larger_rank_never_keeps_a_tile_less(w, one, other, mass, seed):
+    candidates = torch.rand(w.shape[1], generator=torch.Generator().manual_seed(seed)) < 0.8
+    less, more = (R.ranked(w, candidates, value, mass) for value in sorted((one, other)))
+    assert not (less & ~more).any() and not (more & ~candidates).any()
+    assert torch.equal(R.ranked(w, candidates, 1.0, mass), candidates)
 
 
-@pytest.mark.parametrize("then", ["", "+threshold=0.05"])
-@pytest.mark.parametrize("name", ["full", "causal", "window of many", "sinks", "softcap"])
-def test_on_the_cpu_pages_are_those_of_the_reference(name, then):
+@given(logits(), st.floats(1e-3, 1), st.booleans(), st.integers(0, 2**32))
+@settings(deadline=None)
+def test_ranks_on_the_cpu_are_those_of_the_reference(w, value, mass, seed):
+    candidates = torch.rand(w.shape[1], generator=torch.Generator().manual_seed(seed)) < 0.8
+    wanted = [R.ranked(w, candidates, value * x, mass) for x in (1, 0.999999, 1.000001) if value * x <= 1]
+    found = cpu_choice.ranked(w[None, None], candidates[None, None], value, mass)[0, 0]
+    assert any(torch.equal(found, one) for one in wanted)
+
+
+CHOICES = ["pages.share=0.02", "pages.share=0.02+threshold=0.05", "pages=0.5", "pages=0.5+threshold=0.05", "pages.mass=0.8",
+           "lsh=0.5", "lsh.mass=0.8"]
+
+
+@pytest.mark.parametrize(("name", "policy"), [
+    *(("causal", policy) for policy in CHOICES), ("full", "lsh.mass=0.8"), ("window of many", "pages.mass=0.8"),
+    ("window of many", "lsh=0.5"), ("sinks", "pages=0.5"), ("softcap", "pages.share=0.02"), ("softcap", "lsh=0.5")])
+def test_on_the_cpu_pages_are_those_of_the_reference(name, policy):
     case = CASES.get(name) or Case(lo="max(0, i - 400)", hi="i + 1")
-    arguments = turning((1, 4, 2, 300, 600, 16, 16), case, f"{PAGES}{then}")
+    arguments = turning((1, 4, 2, 300, 600, 16, 16), case, policy)
     q, k, v, *rest, text = arguments
     spec = AttentionSpec.parse(text)
     exact, working = (reference.logits(q.to(t), k.to(t), *rest, spec) for t in (torch.float64, torch.float32))
@@ -177,7 +202,7 @@ def test_on_the_cpu_pages_are_those_of_the_reference(name, then):
         gone += (~kept).sum()
         hidden = ~kept.repeat_interleave(cpu.KEYS)[:600]
         some = [a[0, h, rows].masked_fill(hidden, -math.inf) for a, _ in (exact, working)]
-        if then:
+        if spec.sparsity.then:
             again = R.threshold(R.in_tiles(some[0], cpu.KEYS)[:, kept].flatten(1), cpu.KEYS, 0.05, R.inward(int(kept.sum())))
             more = ~kept.clone().index_put((kept.nonzero()[:, 0],), again).repeat_interleave(cpu.KEYS)[:600]
             some = [a.masked_fill(more, -math.inf) for a in some]
@@ -190,21 +215,31 @@ def test_on_the_cpu_pages_are_those_of_the_reference(name, then):
 
 def chosen_by_pages(q: Tensor, k: Tensor, seen: Tensor, spec: AttentionSpec, first: int) -> Tensor:
     """bool [tiles]: what the reference keeps of the tiles that anything is seen of."""
-    box = R.promises(q.double(), k.double(), 16, 0.5)
-    at = torch.arange(box.shape[1]) * 16 + 8
-    i, j = torch.arange(first, first + len(q)).view(1, 1, -1, 1), at.view(1, 1, 1, -1)
-    w = reference.compile(spec.score, torch.float64)(0, 0, i, j, [], [], [], box[None, None])[0, 0]
+    q, k, policy = q.double(), k.double(), spec.sparsity
     tiles = F.pad(seen, (0, -seen.shape[1] % cpu.KEYS)).unflatten(1, (-1, cpu.KEYS))
+    boxes, i = tiles.unflatten(2, (4, 16)).any(-1).flatten(1), torch.arange(first, first + len(q))
+    if policy.policy == "lsh":
+        promise = R.matches(q, k, k.mean(0), 16, listing.planes(k.shape[1], k.device).double())
+        boxes = F.pad(boxes, (0, 0, 0, -len(boxes) % 16)).unflatten(0, (-1, 16)).any(1)
+        i = (i[::16] + 8).clamp(max=first + len(q) - 1)
+    else:
+        promise = R.promises(q, k, 16, 0.5)
+    j = (torch.arange(promise.shape[1]) * 16 + 8).view(1, 1, 1, -1)
+    w = reference.compile(spec.score, torch.float64)(0, 0, i.view(1, 1, -1, 1), j, [], [], [], promise[None, None])[0, 0]
     w = F.pad(w, (0, tiles.shape[1] * 4 - w.shape[1]), value=-math.inf)
-    w = w.masked_fill(~tiles.unflatten(2, (4, 16)).any(-1).flatten(1), -math.inf).unflatten(1, (-1, 4)).logsumexp(-1)
+    w = w.masked_fill(~boxes, -math.inf).unflatten(1, (-1, 4)).logsumexp(-1)
     some, whole = tiles.any(-1).any(0), tiles.all(-1).all(0)
     kept, live = torch.zeros_like(some), some.nonzero()[:, 0]
-    kept[live[0]:live[-1] + 1] = R.pages_share(w[:, live[0]:live[-1] + 1], spec.sparsity.value, 16)
-    return (kept | ~whole) & some
+    if policy.measure == "share":
+        kept[live[0]:live[-1] + 1] = R.pages_share(w[:, live[0]:live[-1] + 1], policy.value, 16)
+        return (kept | ~whole) & some
+    candidates = whole.index_fill(0, live[:1], False)
+    return (R.ranked(w, candidates, policy.value, policy.measure == "mass") | ~candidates) & some
 
 
-def test_the_same_input_gives_the_same_bits():
-    arguments = turning((1, 2, 1, 300, 300, 16, 16), CASES["causal"], "threshold=0.02")
+@pytest.mark.parametrize("policy", ["threshold=0.02", "pages=0.5", "lsh.mass=0.8"])
+def test_the_same_input_gives_the_same_bits(policy):
+    arguments = turning((1, 2, 1, 300, 300, 16, 16), CASES["causal"], policy)
     assert torch.equal(attend(*arguments), attend(*arguments))
 
 
