@@ -15,7 +15,7 @@ import torch
 from ..ir import AttentionSpec, Reason
 from ..ops import LIBRARY
 from ..pool.ops import LIBRARY as POOL_LIBRARY
-from . import cpu, cpu_latent, cpu_paged
+from . import counted_cpu, cpu, cpu_latent, cpu_paged
 from .bounds import bounds
 from .fp8 import quantize_latent
 from .projected import attend_projected
@@ -30,7 +30,8 @@ def register() -> None:
     """Give every flashmla operator its CPU and CUDA implementation, once. ROCm answers to the key CUDA."""
     if _registered:
         return
-    for name in ("attend", "summarize", "sdpa"):
+    LIBRARY.impl("attend", counted_cpu.attend, "CPU")
+    for name in ("summarize", "sdpa"):
         LIBRARY.impl(name, getattr(cpu, name), "CPU")
     for device in ("CPU", "CUDA"):
         LIBRARY.impl("bounds", bounds, device)
@@ -77,7 +78,7 @@ def choose(
 
 
 def _gpu_attend(*args):
-    from .gpu import attend
+    from .counted_gpu import attend
 
     return attend(*args)
 

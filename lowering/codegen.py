@@ -20,11 +20,15 @@ import sympy
 
 from .. import expr as E
 from ..ir import AttentionSpec
+from ..sparsity import EXACTLY
 from .errors import LoweringError
 from .held import Layout
 from .printer import Printer, bare
 
-FAMILIES = ("prefill", "decode", "mla", "tokens", "hopper", "decode_hopper", "mla_exchange", "tokens_exchange")
+FAMILIES = (
+    "prefill", "decode", "mla", "tokens", "promise", "estimate", "lsh", "mass", "hopper", "decode_hopper", "mla_exchange",
+    "tokens_exchange",
+)
 PAGED = ("prefill", "decode")
 LOG2E = math.log2(math.e)
 _JIT_END = "])"
@@ -35,6 +39,10 @@ _BODY = {
     "decode": (*_DENSE, "decode/lanes.py", "decode/balance.py", "decode/merge.py", "packed.py", "decode/kernel.py"),
     "mla": (*_DENSE, "packed.py", "mla/tile.py", "mla/kernel.py"),
     "tokens": (*_DENSE, "packed.py", "mla/tile.py", "tokens/kernel.py"),
+    "promise": (*_DENSE, "sparse/promises.py", "sparse/promise.py"),
+    "estimate": (*_DENSE, "sparse/promises.py", "sparse/estimate.py"),
+    "lsh": (*_DENSE, "sparse/promises.py", "sparse/estimate.py", "sparse/lsh.py"),
+    "mass": (*_DENSE, "packed.py", "sparse/mass.py"),
 }
 _EXCHANGE = (
     "hopper/tiles.py", "hopper/softmax.py", "mla/rows.py", "mla/line.py", "mla/steps.py", "mla/finish.py", "mla/memory.py",
@@ -50,20 +58,36 @@ _GLUON = {
     "mla_exchange": (*_EXCHANGE, "mla/hopper_exchange.py"),
     "tokens_exchange": (*_EXCHANGE, "tokens/exchange.py"),
 }
+_SCANS = {"": (), "threshold": ("sparse/scan.py",), "list": ("sparse/scan.py", "sparse/listed.py")}
+"""What takes the place of `scan` in a kernel that leaves tiles out."""
+_ACCOUNT = ("kept", "kept_heads", "kept_rows", "kept_columns", "kept_group", "kept_queries")
+_LIST = ("listed", "listed_counts", "listed_capacity")
 _ROW, _POINT = "b, h, i", "b, h, i, j"
+
+
+def entry(family: str) -> str:
+    """The name of the family's kernel."""
+    return {"lsh": "estimate"}.get(family, family)
 
 
 @lru_cache(maxsize=1024)
 def source(spec: AttentionSpec, family: str, layout: Layout | None = None) -> str:
-    """Python text of a module whose kernel is named `family`. LoweringError if an expression has no Triton form.
+    """Python text of a module with the kernel of a family. LoweringError if an expression has no Triton form.
 
     `layout`: keys and values lie in such pages; only the families of `PAGED` know them.
     """
     if family in _GLUON:
         return _gluon(spec, family)
     assert layout is None or family in PAGED
-    files = [_HERE / (name if layout is None else name.replace("keys.py", "pages.py")) for name in _BODY[family]]
+    counts = ("sparse/counted.py",) if spec.site and chosen(spec) else ()
+    names = (*_BODY[family], *_SCANS[chosen(spec)], *counts)
+    files = [_HERE / (name if layout is None else name.replace("keys.py", "pages.py")) for name in names]
     return _module(spec, family, files, _flags(spec, files, layout), hooks(spec))
+
+
+def chosen(spec: AttentionSpec) -> str:
+    """What leaves tiles out: "" nothing, "threshold" the kernel itself, tile by tile, "list" one that ran before it."""
+    return "list" if spec.sparsity.selects else "threshold" if spec.sparsity != EXACTLY else ""
 
 
 def _gluon(spec: AttentionSpec, family: str) -> str:
@@ -92,8 +116,9 @@ def _module(spec: AttentionSpec, family: str, files: list[Path], head: str, want
     own = [translate(text) for text in (*helpers, *(hook.text(operands(spec)) for hook in wanted))]
     body = {name: translate(text) if text.startswith("@triton.jit") else text
             for file in files for name, text in _functions(file).items()}
-    entry = body.pop(family)
-    return _header(spec, _docstring(files[-1])) + "\n\n\n".join([head, *own, *body.values(), _entry(spec, entry)]) + "\n"
+    kernel = body.pop(entry(family))
+    about = _docstring(_HERE / (_BODY | _GLUON)[family][-1])
+    return _header(spec, about) + "\n\n\n".join([head, *own, *body.values(), _entry(spec, kernel)]) + "\n"
 
 
 def _in_gluon(text: str) -> str:
@@ -129,12 +154,13 @@ class Hook:
     def text(self, operands: tuple[str, ...]) -> str:
         unpack = [f"{name} = env[{at}]" for at, name in enumerate(operands) if name in self.used]
         body = "\n".join([f'"""{self.meaning}"""', *unpack, *self.lines])
-        return f"@triton.jit\ndef {self.name}({self.arguments}, env):\n" + textwrap.indent(body, "    ")
+        arguments = ", ".join(filter(None, (self.arguments, "env")))
+        return f"@triton.jit\ndef {self.name}({arguments}):\n" + textwrap.indent(body, "    ")
 
 
 @lru_cache(maxsize=1024)
 def hooks(spec: AttentionSpec) -> tuple[Hook, ...]:
-    """The six functions of hooks.py for this spec. LoweringError names the expression that Triton cannot say."""
+    """The functions of hooks.py for this spec. LoweringError names the expression that Triton cannot say."""
     ranks(spec)
     return (
         _hook("score", "s, " + _POINT, spec.score, LOG2E),
@@ -143,7 +169,18 @@ def hooks(spec: AttentionSpec) -> tuple[Hook, ...]:
         _hook("residue", _POINT, spec.residue),
         _hook("tile_class", _POINT, sympy.Integer(1) if spec.tile is None else spec.tile),
         _hook("sink", _ROW, sympy.Integer(0) if spec.sink is None else spec.sink, LOG2E),
+        *_sparse_hooks(spec),
     )
+
+
+def _sparse_hooks(spec: AttentionSpec) -> tuple[Hook, ...]:
+    """The last three of hooks.py, where they are asked for."""
+    limit = Hook("limit", "", "In units of log2.", frozenset(("least",)), ("return least",))
+    lines = ("return listed + program.to(tl.int64) * listed_capacity, tl.load(listed_counts + program)",)
+    tiles = Hook("tiles_listed", "program", "A row of the list, and how many it holds.", frozenset(_LIST), lines)
+    counts = Hook("account", "", "Where what is computed is noted.", frozenset(_ACCOUNT), (f"return {', '.join(_ACCOUNT)}",))
+    found = {"": (), "threshold": (limit,), "list": (limit, tiles)}[chosen(spec)]
+    return (*found, counts) if found and spec.site else found
 
 
 def _hook(name: str, arguments: str, expr: sympy.Basic, scale: float = 1.0) -> Hook:
@@ -166,12 +203,17 @@ def _scaled(expr: sympy.Basic, scale: float) -> sympy.Basic:
 
 @lru_cache(maxsize=1024)
 def operands(spec: AttentionSpec) -> tuple[str, ...]:
-    """The kernel's arguments for tables and numbers, those it uses: T0, T0_length0, ..., T0_stride0, ..., n0, ..., x0."""
+    """The kernel's arguments for tables and numbers, those it uses: T0, T0_length0, ..., T0_stride0, ..., n0, ..., x0, least.
+
+    `least`: log2 of the threshold or of the error budget. The launch adds what comes last: of a spec that keeps an account,
+    where to; of one whose tiles are chosen beforehand, their list.
+    """
     names: list[str] = []
     for table, rank in ranks(spec).items():
         names += [table] + [f"{table}_{what}{dim}" for what in ("length", "stride") for dim in range(rank)]
     used = frozenset().union(*(hook.used for hook in hooks(spec)))
-    return tuple(name for name in (*names, *numbers(spec, "n"), *numbers(spec, "x")) if name in used)
+    return tuple(name for name in (*names, *numbers(spec, "n"), *numbers(spec, "x"), "least", *_ACCOUNT, *_LIST)
+                 if name in used)
 
 
 def ranks(spec: AttentionSpec) -> dict[str, int]:
@@ -192,7 +234,7 @@ def numbers(spec: AttentionSpec, letter: str) -> tuple[str, ...]:
 def _entry(spec: AttentionSpec, text: str) -> str:
     """The kernel, its parameter `operands` spelled out. A length, a stride or a size that grows compiles nothing anew."""
     names = operands(spec)
-    loose = [name for name in names if "_length" in name or name in numbers(spec, "n")]
+    loose = [name for name in names if "_length" in name or name in (*numbers(spec, "n"), *_LIST[2:], *_ACCOUNT[1:])]
     strides = [name for name in names if "_stride" in name]
     text = text.replace("operands, ", "".join(f"{name}, " for name in names))
     text = text.replace("    env = operands", _fill(f"    env = ({', '.join(names) or '0'},)", 11))
@@ -214,6 +256,8 @@ def _flags(spec: AttentionSpec, files: list[Path], layout: Layout | None) -> str
         "HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_RESIDUE": spec.residue != sympy.true,
         "HAS_TILE": spec.tile is not None, "HAS_SINK": spec.sink is not None,
     }
+    if chosen(spec):
+        flags["BUDGET"] = spec.sparsity.policy == "error_budget"
     if layout is not None:
         flags |= {"FORMAT": repr(layout.format), "PAGE": layout.page, "KEY_GROUP": layout.key_group,
                   "HAS_E4M3": layout.e4m3}
@@ -227,6 +271,7 @@ def _header(spec: AttentionSpec, docstring: str) -> str:
         "", f"visible  {E.to_text(spec.predicate)}", f"score    {E.to_text(spec.score)}",
         f"sink     {'none' if spec.sink is None else E.to_text(spec.sink)}",
     ]
+    lines += [f"sparsity {spec.sparsity.policy}"] if chosen(spec) else []
     tables = [f"{name}: {_kind(name)}" for name in spec.tables]
     lines += [f"tables   {', '.join(tables)}"] if tables else []
     return f'"""{docstring.rstrip()}\n' + "\n".join(lines) + '\n"""\n\n'

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,7 @@ import torch
 from ..errors import OptionError
 from ..ir import AttentionSpec, Site
 from ..pool.formats import FORMATS
+from ..sparsity import EXACTLY
 from . import codegen, disassembly, fp8, gpu, gpu_latent, tma
 from .choice import Choice
 from .decode import launch as decode
@@ -23,6 +24,7 @@ from .hopper import launch as hopper
 from .machine import MACHINES, Machine, machine_of
 from .mla import exchange_launch as exchange
 from .select import choose, supports
+from .sparse import listing
 
 if TYPE_CHECKING:
     from triton.backends.compiler import GPUTarget
@@ -121,7 +123,7 @@ def compile_kernel(
         return record(built, choice.family, arch, str(spec), str(choice), source)
     constants = {**gpu.blocks(spec, choice, head_dim, value_dim), **decode.constants(choice)}
     types: dict[str, Any] = dict.fromkeys(("q", "k", "v", "out"), _DTYPES[dtype])
-    types |= {"workspace": "*fp32", "counters": "*i32"}
+    types |= {"workspace": "*fp32", "counters": "*i32", "listed": "*i16", "listed_counts": "*i32", "kept": "*u8"}
     if layout is not None:
         stored = {None: _DTYPES[dtype], torch.int8: "*i8", torch.uint8: "*u8"}[FORMATS[layout.format].storage]
         types |= dict.fromkeys(("k", "v"), (stored, stored if layout.format == "plain" else "*fp32", "*i32"))
@@ -129,6 +131,24 @@ def compile_kernel(
             types["k"] = (stored, "*fp16", "*i32")
     built = build(function, types, constants, arch, choice.warps, choice.stages)
     return record(built, choice.family, arch, str(spec), str(choice), source)
+
+
+def compile_listing(
+    spec: AttentionSpec, choice: Choice, head_dim: int, dtype: torch.dtype, arch: str = DEFAULT_ARCH
+) -> CompiledKernel:
+    """The kernel that says, for a prefill kernel of this choice, which tiles of keys are kept, or what each promises."""
+    from . import modules
+
+    machine_named(arch)
+    family = listing.family_of(spec.sparsity)
+    entry, source = codegen.entry(family), codegen.source(replace(spec, sparsity=EXACTLY), family)
+    types = dict.fromkeys(("q", "centre", "half", "first", "second"), _DTYPES[dtype])
+    types |= {"listed": "*i16", "counts": "*i32", "share": "fp32", "scores": "*fp32", "words": "*i32", "norms": "*fp32"}
+    if family == "lsh":
+        types |= {"first": "*i32", "second": "*fp32"}
+    constants = listing.constants(spec, choice, head_dim, upcast=False)
+    built = build(getattr(modules.load(source, family), entry), types, constants, arch, choice.warps, 1)
+    return record(built, family, arch, str(spec), str(choice), source)
 
 
 def compile_latent(
@@ -233,7 +253,7 @@ def _type(name: str, types: dict[str, str], constants: dict[str, Any]) -> Any:
         return ()
     if re.fullmatch(r"[MTF]\d+", name):
         return {"M": "*u1", "T": "*i64", "F": "*fp32"}[name[0]]
-    return "fp32" if re.fullmatch(r"x\d+", name) else "i32"
+    return "fp32" if re.fullmatch(r"x\d+|least", name) else "i32"
 
 
 def record(built: Any, name: str, arch: str, spec: str, config: str, source: str) -> CompiledKernel:

@@ -16,9 +16,12 @@ from torch import Tensor
 from ..errors import OperandError
 from ..ir import TILE
 from ..ops import output_like, sdpa_output_like
+from ..sparsity import EXACTLY
 from .checks import check_operands
 from .cpu_plan import Plan, plan_of
-from .cpu_rows import FEW_ROWS, Hull, Rows, exact, fused, hull_of, merge
+from .cpu_rows import FEW_ROWS, Hull, Rows, exact, fused, hull_of, merge, sink_of
+from .sparse import cpu as sparse
+from .sparse.config import of_few_queries
 from .torch_index import box
 
 BLOCK_ROWS = 256
@@ -45,6 +48,10 @@ def attend_checked(
     if out.numel() == 0 or k.shape[2] == 0:
         return out.zero_()
     env = (tables, sizes, scalars)
+    if plan.spec.sparsity != EXACTLY:
+        if plan.spec.sparsity.selects and q.shape[2] <= FEW_ROWS:
+            return attend_checked(q, k, v, tables, sizes, scalars, str(of_few_queries(plan.spec)))
+        return sparse.attend(q, k, v, plan, env, out)
     scale = _fused_scale(q, v, plan, env)
     if scale is not None and _is_causal(q, plan, env):
         seen = min(q.shape[2], k.shape[2])
@@ -95,18 +102,13 @@ def _attend_rows(rows: Rows, scale: float | None, out: Tensor) -> None:
         fused(rows, hull, scale, out)
     else:
         parts = [exact(rows, hull, start, stop) for start, stop in _split(hull, rows.plan.spec.kv_splits)]
-        out.copy_(merge(parts, _sink(rows)))
+        out.copy_(merge(parts, sink_of(rows)))
 
 
 def _split(hull: Hull, kv_splits: int) -> list[tuple[int, int]]:
     """The hull in `kv_splits` parts of equal length, the last ones shorter or missing."""
     length = -(-(hull.stop - hull.start) // max(kv_splits, 1))
     return [(start, min(start + length, hull.stop)) for start in range(hull.start, hull.stop, length)]
-
-
-def _sink(rows: Rows) -> Tensor | None:
-    sink = rows.plan.sink
-    return None if sink is None else torch.as_tensor(sink(*rows.index, None, *rows.env), dtype=rows.plan.dtype)
 
 
 def summarize(mask: Tensor) -> tuple[Tensor, Tensor]:

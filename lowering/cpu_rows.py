@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import expr as E
 from ..ir import TILE
 from .cpu_plan import Plan
 from .torch_index import Axis, Value, axis, box, values
@@ -167,19 +168,43 @@ Part: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """Of some keys: sum_j exp(a_j - m) v_j [B, H, R, Dv], sum_j exp(a_j - m) and m = max_j a_j [B, H, R, 1]; m -inf if none."""
 
 
-def exact(rows: Rows, hull: Hull, start: int, stop: int) -> Part:
-    """The softmax written out over the keys [start, stop), in plan.dtype."""
+def logits(rows: Rows, hull: Hull, start: int, stop: int) -> Tensor:
+    """a [B, H, R, stop - start] in plan.dtype, -inf where not visible."""
     plan = rows.plan
-    q, k, v = (x.to(plan.dtype) for x in (fold(rows.q, rows.group), rows.k[:, :, start:stop], rows.v[:, :, start:stop]))
+    q, k = (x.to(plan.dtype) for x in (fold(rows.q, rows.group), rows.k[:, :, start:stop]))
     s = (q @ k.transpose(-1, -2)).view(*rows.q.shape[:3], stop - start)
     a = torch.as_tensor(plan.score(*rows.index, axis(3, start, stop), *rows.env, s), dtype=plan.dtype).expand(s.shape)
-    mask = mask_of(rows, hull, start, stop)
-    if mask is not None:
-        a = torch.where(mask, a, -torch.inf)
+    a = a.contiguous() if E.s in plan.spec.score.free_symbols else a.clone()                  # no table is written to
+    for at, end in _edges(hull, start, stop):
+        mask = mask_of(rows, hull, at, end) if at < end else None
+        if mask is not None:
+            a[..., at - start:end - start].masked_fill_(~mask, -torch.inf)
+    return a
+
+
+def _edges(hull: Hull, start: int, stop: int) -> tuple[tuple[int, int], ...]:
+    """Parts of [start, stop) outside which every row sees every key."""
+    if hull.residue:
+        return ((start, stop),)
+    inside = start if hull.lo is None else min(max(int(_range(hull.lo)[1]), start), stop)
+    beyond = stop if hull.hi is None else max(min(int(_range(hull.hi)[0]), stop), inside)
+    return (start, inside), (beyond, stop)
+
+
+def exact(rows: Rows, hull: Hull, start: int, stop: int) -> Part:
+    """The softmax written out over the keys [start, stop), in plan.dtype."""
+    a = logits(rows, hull, start, stop)
     top = a.amax(-1, keepdim=True)
     p = (a - torch.where(top == -torch.inf, 0, top)).exp_()
-    out = (p.view(*q.shape[:3], stop - start) @ v).view(*rows.q.shape[:3], v.shape[-1])
+    v = rows.v[:, :, start:stop].to(rows.plan.dtype)
+    out = (fold(p, rows.group) @ v).view(*p.shape[:3], v.shape[-1])
     return out, p.sum(-1, keepdim=True), top
+
+
+def sink_of(rows: Rows) -> Tensor | None:
+    """The logit of the key that has no value, broadcasting over [B, H, R, 1]; None if there is none."""
+    sink = rows.plan.sink
+    return None if sink is None else torch.as_tensor(sink(*rows.index, None, *rows.env), dtype=rows.plan.dtype)
 
 
 def merge(parts: Sequence[Part], sink: Tensor | None) -> Tensor:

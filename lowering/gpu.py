@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ..ir import TILE, AttentionSpec
 from ..ops import output_like
+from ..sparsity import EXACTLY
 from . import codegen, held, modules, tma, tune
 from .checks import check_operands
 from .checks_paged import check_paged_operands
@@ -29,6 +31,8 @@ from .launch import launch as start
 from .machine import machine_of
 from .prefill import config as prefill
 from .select import DTYPES, candidates, choose, choose_paged
+from .sparse import listing
+from .sparse.config import of_few_queries
 
 
 def attend(
@@ -108,6 +112,9 @@ def launch(
     spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor | Held, v: Tensor | Held, given: list[Any], out: Tensor
 ) -> None:
     """Runs `choice` into out [B, H, T, DV], of any strides."""
+    if choice.family.startswith("decode") and spec.sparsity.selects:
+        spec = of_few_queries(spec)
+        given = given[:len(codegen.operands(spec))]
     with torch.cuda.device_of(q):
         if choice.family == "hopper":
             _hopper(spec, choice, q, k, v, given, out)
@@ -148,6 +155,11 @@ def _decode(
 def _prefill(
     spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor | Held, v: Tensor | Held, given: list[Any], out: Tensor
 ) -> None:
+    if spec.sparsity.selects:
+        assert isinstance(k, Tensor)
+        plain = replace(spec, sparsity=EXACTLY, site="")
+        own = given[:len(codegen.operands(plain))]
+        given = [*given, *listing.listed(partial(kernel, plain), spec, choice, q, k, own, upcast(q.dtype))]
     batch, heads, queries, head_dim = q.shape
     grid = (batch * heads * -(-queries // choice.block_m),)
     keys, values = held.arguments(k), held.arguments(v)
@@ -198,15 +210,16 @@ def upcast(dtype: torch.dtype) -> bool:
 
 
 def operands(spec: AttentionSpec, tables: list[Tensor], sizes: list[int], scalars: list[float]) -> list[Any]:
-    """Values for `codegen.operands(spec)`."""
+    """Values for `codegen.operands(spec)`, but for the list of tiles."""
     values: dict[str, Any] = {f"n{at}": size for at, size in enumerate(sizes)}
+    values["least"] = spec.sparsity.log2_limit
     values.update((f"x{at}", scalar) for at, scalar in enumerate(scalars))
     for name in _tables(spec):
         tensor = tables[int(name[1:])]
         values[name] = tensor
         values.update((f"{name}_length{dim}", length) for dim, length in enumerate(tensor.shape))
         values.update((f"{name}_stride{dim}", stride) for dim, stride in enumerate(tensor.stride()))
-    return [values[name] for name in codegen.operands(spec)]
+    return [values[name] for name in codegen.operands(spec) if name in values]
 
 
 @lru_cache(maxsize=1024)

@@ -50,3 +50,21 @@ def tile_class(b, h, i, j, env):
 def sink(b, h, i, env):
     """log2(e) * logit of the key that has no value."""
     return 0.0
+
+
+@triton.jit
+def tiles_listed(program, env):
+    """A pointer to the numbers of the tiles that a program attends besides those at the edges, and how many there are."""
+    return program, 0
+
+
+@triton.jit
+def limit(env):
+    """log2 of the ratio of weights below which a tile is left out."""
+    return float("-inf")
+
+
+@triton.jit
+def account(env):
+    """Where what is computed is noted: a pointer, KV heads or heads, tiles of rows and of keys, heads a KV head, queries."""
+    return env, 1, 1, 1, 1, 1

@@ -19,6 +19,7 @@ from .hopper import config as hopper
 from .machine import Machine
 from .prefill import config as prefill
 from .prefill import model
+from .sparse import config as sparse
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LARGEST_HEAD_DIM = 256
@@ -38,6 +39,9 @@ def supports(
     """None if a kernel can be written, else the reason and what was found."""
     if dtype not in DTYPES:
         return Reason.DTYPE, str(dtype).removeprefix("torch.")
+    unserved = sparse.unserved(spec)
+    if unserved:
+        return Reason.SPARSITY, unserved
     if device_type == "cpu":
         return None
     if device_type != "cuda":
@@ -97,6 +101,7 @@ def candidates(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: 
             choices = [*hopper.candidates(spec, head_dim, value_dim, machine), *choices]
         work = model.Work(batch * heads, queries, keys, head_dim, value_dim)
         return model.ordered(spec, work, choices, dtype.itemsize, machine)[:MOST_TIMED]
+    spec = sparse.of_few_queries(spec)
     shape = decode.Shape(batch, heads // spec.group, queries, keys, head_dim, value_dim, dtype.itemsize)
     packed = decode.candidates(spec, shape, limits[0] == 32, machine)
     if decode_hopper.serves(spec, shape, dtype, machine):

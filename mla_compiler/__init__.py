@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .accounting import accounts
     from .backend import flashmla
     from .errors import FlashMLAError, OptionError, PoolError, PoolExhausted, StrictError
     from .inspection import explain
@@ -23,13 +24,14 @@ __version__ = "0.1.0"
 # Without PooledCache, which needs transformers: a star import must not.
 __all__ = [
     "AttentionSpec", "FlashMLAError", "KVPool", "OptionError", "Options", "PoolError", "PoolExhausted", "Reason", "Report",
-    "Site", "StrictError", "__version__", "explain", "flashmla", "reports",
+    "Site", "StrictError", "__version__", "accounts", "explain", "flashmla", "reports",
 ]
 
 _HOME = {
     "AttentionSpec": "ir", "FlashMLAError": "errors", "KVPool": "pool", "OptionError": "errors", "Options": "options",
     "PoolError": "errors", "PoolExhausted": "errors", "PooledCache": "pool.cache", "Reason": "ir", "Report": "report",
-    "Site": "ir", "StrictError": "errors", "explain": "inspection", "flashmla": "backend", "reports": "report",
+    "Site": "ir", "StrictError": "errors", "accounts": "accounting", "explain": "inspection", "flashmla": "backend",
+    "reports": "report",
 }
 
 

@@ -45,6 +45,7 @@ def flashmla(
     Raises OptionError on an unknown or ill-typed option, StrictError if `flashmla.strict` is set and an attention is left.
     """
     ours, patches = Options.split(options, mode)
+    ours = ours.resolved()
     if HOOK in patches:
         raise OptionError(f"option {HOOK!r} is taken by flashmla", "use post_grad_custom_pre_pass")
     lowering.register()

@@ -1,4 +1,5 @@
-"""flashmla doctor | kernels | report | bench: what works here, what is compiled, what was found, how fast it is."""
+"""flashmla doctor | kernels | report | bench | calibrate: what works here, what is compiled, what was found, how fast it is,
+and how much may be left out."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from . import __version__
 from .bench.arguments import add_arguments
+from .calibration.arguments import add_arguments as add_calibration
 from .errors import FlashMLAError, OptionError
 
 if TYPE_CHECKING:
@@ -65,6 +67,10 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="kernels and models beside their peers, against their bars")
     add_arguments(bench)
     bench.set_defaults(run=_bench)
+
+    calibrate = commands.add_parser("calibrate", help="find how much each layer's attention may leave out within a loss")
+    add_calibration(calibrate)
+    calibrate.set_defaults(run=_calibrate)
     return parser
 
 
@@ -116,6 +122,12 @@ def _kernels(arguments: argparse.Namespace) -> int:
 
 def _bench(arguments: argparse.Namespace) -> int:
     from .bench.run import run
+
+    return run(arguments)
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from .calibration.run import run
 
     return run(arguments)
 

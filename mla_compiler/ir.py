@@ -13,6 +13,7 @@ from functools import lru_cache
 import sympy
 
 from . import expr as E
+from .sparsity import EXACTLY, Sparsity
 
 TILE = 64
 """Rows and columns of one tile of a mask summary (`flashmla::summarize`), in positions."""
@@ -41,6 +42,7 @@ class Reason(enum.Enum):
     WEIGHT = "the projection of the latent is no product with a plain weight matrix"
     ROPE = "no part of the key is the same for all heads"
     FLEX = "flex_attention is already a kernel"
+    SPARSITY = "the sparsity that was asked for has no kernel here"
     DISABLED = "disabled by an option"
 
 
@@ -70,6 +72,8 @@ class AttentionSpec:
     `heads_first`: memory order of out, [B, H, T, Dv] if set, else [B, T, H, Dv] (seen transposed).
     `kv_splits`: parts the key range is divided into and merged exactly; 0 lets the lowering choose.
     `autotune`: the lowering may time its configurations and keep the fastest.
+    `sparsity`: what of the sum may be left out, and on what terms; out is then the softmax over what was kept.
+    `site`: the name under which an account of that is kept (`ledger`); none if it is empty.
     """
 
     score: sympy.Basic
@@ -82,6 +86,8 @@ class AttentionSpec:
     heads_first: bool = False
     kv_splits: int = 0
     autotune: bool = False
+    sparsity: Sparsity = EXACTLY
+    site: str = ""
 
     def __str__(self) -> str:
         """Canonical text: the op's `spec` argument. `AttentionSpec.parse` reads it back."""
@@ -90,7 +96,7 @@ class AttentionSpec:
             value = getattr(self, field.name)
             if value == field.default:
                 continue
-            parts.append(f"{field.name}: {int(value) if isinstance(value, int) else E.to_text(value)}")
+            parts.append(f"{field.name}: {_field_text(value)}")
         return "; ".join(parts)
 
     @staticmethod
@@ -103,8 +109,7 @@ class AttentionSpec:
             name, _, body = part.partition(": ")
             if name not in kinds:
                 raise ValueError(f"AttentionSpec has no field {name!r}; it has {', '.join(kinds)}")
-            default = kinds[name].default
-            values[name] = type(default)(int(body)) if isinstance(default, int) else E.from_text(body, name == "residue")
+            values[name] = _field_value(name, body, kinds[name].default)
         if "score" not in values:
             raise ValueError(f"AttentionSpec needs a score; found {text!r}")
         return AttentionSpec(**values)  # type: ignore[arg-type]
@@ -133,6 +138,21 @@ class AttentionSpec:
         return E.conjunction([*bounds, self.residue])
 
 
+def _field_text(value: object) -> str:
+    if isinstance(value, int):
+        return str(int(value))
+    return str(value) if isinstance(value, Sparsity | str) else E.to_text(value)  # type: ignore[arg-type]
+
+
+def _field_value(name: str, text: str, default: object) -> object:
+    """Inverse of _field_text, for the field that has this default."""
+    if isinstance(default, int):
+        return type(default)(int(text))
+    if isinstance(default, str):
+        return text
+    return Sparsity.parse(text) if isinstance(default, Sparsity) else E.from_text(text, name == "residue")
+
+
 @dataclass(frozen=True)
 class Site:
     """One attention in one compiled graph, and what became of it. Bytes and FLOPs are estimates from shapes alone.
@@ -140,6 +160,7 @@ class Site:
     pages        of keys and values found through a block table: `pages of 64`, or `gathered: ...`, and why
     latent       of multi-head latent attention: `absorbed, ...`, `expanded, ...` or, as lengths come, `either, ...`, and why
     certificate  greatest difference of the two forms on random numbers, relative to the greatest output; -1: not asked
+    sparsity     the policy, if another than exact was asked for: `threshold=0.03`, or why it is `exact instead of ...`
     """
 
     index: int
@@ -165,3 +186,4 @@ class Site:
     pages: str = ""
     latent: str = ""
     certificate: float = -1.0
+    sparsity: str = ""

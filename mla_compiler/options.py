@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, get_origin
 
 from .errors import OptionError
+from .sparsity import Rules
 
 PREFIX = "flashmla."
 ENV_PREFIX = "FLASHMLA_"
@@ -38,6 +39,9 @@ class Options:
     kv_splits  parts into which the key range is divided and merged exactly; 0: the lowering chooses
     autotune   time each kernel's configurations on its first call on a GPU, keep the fastest, for later processes too
     absorb     multi-head latent attention over the latent itself: auto, by cost; always; never
+    sparsity   what attention may leave out: a policy, or rules by layer (`sparsity.Rules`); "" is exact
+    policy     path of a file of rules that `flashmla calibrate` wrote; those of `sparsity` come after and so count more
+    account    count while running what is left out, by layer, head and tile (`accounts()`); it costs time, and measures dense
     certificate  compute both forms of what is absorbed on random numbers while compiling; the report tells how they differ
     verify     check the graph between passes
     debug      0 silent; 1 print each report; 2 also the time of each pass; 3 also the graph before and after;
@@ -50,6 +54,9 @@ class Options:
     kv_splits: int = 0
     autotune: bool = False
     absorb: str = "auto"
+    sparsity: str = ""
+    policy: str = ""
+    account: bool = False
     certificate: bool = False
     verify: bool = True
     debug: int = 0
@@ -67,6 +74,20 @@ class Options:
         except re.error as error:
             raise OptionError(f"flashmla.exclude={self.exclude!r} is not a regular expression: {error}",
                               f"to match the text itself: {re.escape(self.exclude)!r}") from error
+        try:
+            Rules.parse(self.sparsity)
+        except OptionError as error:
+            raise OptionError(f"flashmla.sparsity={self.sparsity!r}: {error.what}", error.mend) from error
+
+    def resolved(self) -> Options:
+        """With the rules of the file `policy` in `sparsity`, so that these options say all that a compilation depends on.
+
+        Raises OptionError where the file cannot be read.
+        """
+        if not self.policy:
+            return self
+        rules = Rules(Rules.read(self.policy).entries + Rules.parse(self.sparsity).entries)
+        return dataclasses.replace(self, sparsity=str(rules), policy="")
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Options:

@@ -1,6 +1,6 @@
 """functional graph  =>  the same graph with flashmla::attend where attention was understood
 
-    find ▸ specify ▸ fold ▸ absorb ▸ page ▸ support ▸ summarize ▸ emit
+    find ▸ specify ▸ fold ▸ absorb ▸ page ▸ support ▸ summarize ▸ sparsify ▸ emit
 
 Each pass takes the sites that are still in the running and either advances or rejects each of them; the graph is checked
 after every pass that writes to it.
@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 import sympy
@@ -23,13 +25,14 @@ from .errors import VerifyError
 from .ir import AttentionSpec, Reason, Rejected, Site
 from .options import Options
 from .paging import Pages, page
-from .passes import bound_tables, emit, find_attention, fold_operands, specify, summarize_masks
+from .passes import bound_tables, emit, find_attention, fold_operands, sparsify, specify, summarize_masks
 from .passes.attention import Attention
 from .passes.build import Builder
 from .passes.denote import Evaluator
 from .passes.fold_operands import Grid
 from .passes.summarize_masks import Summary
 from .sites import describe, hint, layer_of
+from .sparsity import Rules
 
 
 class Lowering(Protocol):
@@ -75,6 +78,7 @@ class Progress:
     latent: Latent | None = None
     pages: Pages | None = None
     attend: Node | None = None
+    sparsity: str = ""
     rejected: Rejected | None = None
 
     def reject(self, reason: Reason, found: str = "") -> None:
@@ -167,16 +171,23 @@ def support(run: Run) -> None:
     """Leave what no kernel serves."""
     for site in run.advance():
         assert site.found is not None and site.grids is not None and site.spec is not None
-        sizes, q = site.found.sizes, site.grids[0].node.meta["val"]
+        sizes = site.found.sizes
         if 0 in (sizes.batch, sizes.heads, sizes.queries, sizes.keys, sizes.head_dim, sizes.value_dim):
             site.reject(Reason.EMPTY)
             continue
         if site.latent is not None and site.latent.over_latents:
             continue
-        spec = emit.named(site.spec, run.evaluator).spec
-        refused = run.lowering.supports(spec, int(sizes.head_dim), int(sizes.value_dim), q.dtype, q.device.type)
+        refused = served(run, site, site.spec)
         if refused:
             site.reject(*refused)
+
+
+def served(run: Run, site: Progress, spec: AttentionSpec) -> tuple[Reason, str] | None:
+    """Why there is no kernel for the site's operands under `spec`, or None."""
+    assert site.found is not None and site.grids is not None
+    sizes, q = site.found.sizes, site.grids[0].node.meta["val"]
+    named = emit.named(spec, run.evaluator).spec
+    return run.lowering.supports(named, int(sizes.head_dim), int(sizes.value_dim), q.dtype, q.device.type)
 
 
 def summarize(run: Run) -> None:
@@ -186,6 +197,25 @@ def summarize(run: Run) -> None:
         assert site.spec is not None
         site.spec = summarize_masks.rewrite(site.spec, run.summaries, builder, run.evaluator.leaves)
         site.spec = bound_tables.rewrite(site.spec, run.bounds, builder, run.evaluator.leaves)
+
+
+def sparsify_all(run: Run) -> None:
+    rules, named = Rules.parse(run.options.sparsity), Counter[str]()
+    for site in run.advance():
+        assert site.spec is not None
+        run.under(site)
+        wanted = rules.of(layer_of(site.anchor))
+        paged = site.pages is not None and site.pages.paged is not None
+        over = "a latent" if site.latent is not None and site.latent.over_latents else "pages" if paged else ""
+        meaning = sparsify.match(site.name, site.spec, wanted, over, partial(served, run, site))
+        if isinstance(meaning, Rejected):
+            site.sparsity = f"exact instead of {wanted}: {meaning}"
+        else:
+            site.spec, site.sparsity = meaning, "" if meaning is site.spec else str(wanted)
+        if run.options.account and not over:
+            name = layer_of(site.anchor) or site.name
+            named[name] += 1
+            site.spec = replace(site.spec, site=name if named[name] == 1 else f"{name} #{named[name]}")
 
 
 def emit_all(run: Run) -> None:
@@ -209,8 +239,8 @@ def emit_all(run: Run) -> None:
 
 
 PASSES: tuple[tuple[str, Callable[[Run], None]], ...] = (
-    ("find", find), ("specify", specify_all), ("fold", fold), ("absorb", absorb), ("page", page),
-    ("support", support), ("summarize", summarize), ("emit", emit_all),
+    ("find", find), ("specify", specify_all), ("fold", fold), ("absorb", absorb), ("page", page), ("support", support),
+    ("summarize", summarize), ("sparsify", sparsify_all), ("emit", emit_all),
 )
 WRITERS = ("summarize", "emit")
 

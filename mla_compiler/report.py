@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .accounting import Accounts, accounts
 from .errors import ReportError
 from .ir import Site
 
@@ -51,10 +52,20 @@ class Report:
         return renderable(self)
 
     def text(self, width: int | None = None, every: bool = False) -> str:
-        """The table as plain text, `width` columns wide (default: the terminal's). Like layers share a row unless `every`."""
+        """The table as plain text, `width` columns wide (default: the terminal's). Like layers share a row unless `every`.
+
+        What its attentions have left out so far follows, where that is counted (`flashmla.account`).
+        """
         from .report_table import text
 
-        return text(self, width, every)
+        table = text(self, width, every)
+        return f"{table}\n\n{self.accounts}" if len(self.accounts) else table
+
+    @property
+    def accounts(self) -> Accounts:
+        """What its attentions have left out so far, by their names; other models' of the same names count too."""
+        names = {site.layer or site.name for site in self.fused}
+        return Accounts(tuple(account for account in accounts() if account.site.partition(" #")[0] in names))
 
     def html(self) -> str:
         """The table as one self-contained HTML page, a row for every site."""

@@ -182,7 +182,7 @@ def _meaning(site: Site) -> Text:
         return Text(site.reason, style="yellow")
     shared = f"{site.group} query heads share a KV head" if site.group > 1 else ""
     return _lines(f"sees {site.predicate or 'every key'}", site.hull and f"hull {site.hull}",
-                  site.score and f"score {site.score}", site.pages, site.latent, certificate(site), dim=[shared])
+                  site.score and f"score {site.score}", site.pages, site.latent, certificate(site), site.sparsity, dim=[shared])
 
 
 def certificate(site: Site) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ def describe(index: int, site: Progress, run: Run) -> Site:
         return Site(**place, reason=str(site.rejected), **_operand_facts(site))
     latent = _latent_facts(site)
     assert site.attend is not None and site.spec is not None and site.found is not None
-    spec = site.spec
+    spec = dataclasses.replace(site.spec, site="")
     assert site.raised is not None
     costs, kernel, config = _form(site)(site, run)
     return Site(
@@ -43,7 +44,8 @@ def describe(index: int, site: Progress, run: Run) -> Site:
         hull=_hull(site, run),
         group=spec.group, kernel=kernel, config=config, spec=str(spec),
         flops_before=costs.flops_before, flops_after=costs.flops_after, bytes_before=costs.bytes_before,
-        bytes_after=costs.bytes_after, **_operand_facts(site), **latent, pages="" if site.pages is None else site.pages.text(),
+        bytes_after=costs.bytes_after, sparsity=site.sparsity, **_operand_facts(site), **latent,
+        pages="" if site.pages is None else site.pages.text(),
     )
 
 

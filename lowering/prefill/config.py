@@ -14,6 +14,7 @@ import sympy
 
 from ... import expr as E
 from ...ir import AttentionSpec
+from ...sparsity import EXACTLY
 from ..choice import Choice, padded, padded_value
 from ..machine import Machine
 
@@ -30,10 +31,10 @@ _FLOAT32 = ((32, 32, 8, 1), (32, 16, 8, 1), (16, 16, 8, 1))
 
 def room(spec: AttentionSpec) -> tuple[int, int]:
     """Most keys of a tile, most accumulators a thread on Hopper: few where every tile loads or evaluates an element for each
-    (i, j), fewer where it also asks for tile classes; some where only tiles at an edge do."""
+    (i, j), fewer where it also asks for tile classes; some where only tiles at an edge do. Small tiles are left out oftener."""
     by_element = any({E.i, E.j} <= load.free_symbols for e in (spec.score, spec.residue) for load in E.loads(e))
     if spec.residue == sympy.true and not by_element:
-        return 128, 128
+        return 128 if spec.sparsity == EXACTLY else 64, 128
     if by_element:
         return 32, 64 if spec.tile is None else 32
     return (32, 64) if spec.tile is None else (64, 128)

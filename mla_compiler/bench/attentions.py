@@ -15,8 +15,10 @@ from torch import Tensor
 from .bars import BEST, BEST_SDPA, Bar, Limit
 
 PREFILL, DECODE = "prefill", "decode"
+WIDTH = 128
+"""Keys of a tile, of which one in `every` matters."""
 COMPILE_S, DENSE = "s to compile", "x ours, dense"
-"""Units: seconds of the first call; speed over ours of the same operands, all of what is causal seen."""
+"""Units: seconds of the first call; speed over ours of the same operands, all of what is causal seen, nothing left out."""
 
 K = 1024
 
@@ -30,7 +32,10 @@ PACKED = (
 
 @dataclass(frozen=True)
 class Attention:
-    """One case. window: keys a query sees at most, 0 for all; documents: equal ones packed; live: keys of each sequence."""
+    """One case. window: keys a query sees at most, 0 for all; documents: equal ones packed; live: keys of each sequence.
+
+    sparsity: the policy; one tile of keys in `every` matters.
+    """
 
     name: str
     group: str
@@ -44,6 +49,8 @@ class Attention:
     window: int = 0
     documents: int = 1
     live: tuple[int, ...] = ()
+    sparsity: str = ""
+    every: int = 1
     bars: tuple[Bar | Limit, ...] = ()
     toy: bool = False
 
@@ -73,7 +80,7 @@ class Attention:
     @property
     def dense(self) -> bool:
         """Whether ours is timed without what makes the case sparse, too."""
-        return self.documents > 1
+        return self.documents > 1 or bool(self.sparsity)
 
     @property
     def unit(self) -> str:
@@ -91,7 +98,8 @@ class Attention:
         parts = [f"score: {self.scale!r}*s", f"hi: {hi}", f"group: {self.sharing}"]
         if self.window:
             parts.insert(1, f"lo: max(0, i - {self.window - 1})")
-        return "; ".join(parts[:-1] + ([PACKED] if self.documents > 1 else []) + parts[-1:])
+        parts = parts[:-1] + ([PACKED] if self.documents > 1 else []) + parts[-1:]
+        return "; ".join([*parts, f"sparsity: {self.sparsity}"] if self.sparsity else parts)
 
     def visible(self, b: int, i: Tensor, j: Tensor) -> Tensor:
         """Bool: whether query i of sequence b sees key j, from the words above and not from the spec."""

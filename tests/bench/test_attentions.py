@@ -99,3 +99,11 @@ def test_a_gpu_has_a_kernel_for_each(case):
     assert supports(spec, case.head_dim, case.value_dim, torch.bfloat16, "cuda") is None
     few = case.queries <= DECODE_QUERIES
     assert (case.group == DECODE) == few
+
+
+def test_one_tile_in_so_many_matters():
+    case = Attention("toy", PREFILL, 1, 64, 1024, heads=2, kv_heads=1, every=4, sparsity="threshold=0.05")
+    given = Operands.random(case, "cpu", torch.float32)
+    weights = (given.q[0] @ given.k[0, 0].T * case.scale).softmax(-1).unflatten(-1, (-1, 128)).sum(-1)
+    assert weights[..., ::4].sum(-1).min() > 1 - 1e-6
+    assert AttentionSpec.parse(case.dense) == AttentionSpec.parse(case.spec.replace("; sparsity: threshold=0.05", ""))

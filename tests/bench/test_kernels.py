@@ -1,5 +1,6 @@
 """Rows of kernels: ratios, rates, bars, what is shown; and one case run for real, tiny."""
 
+import dataclasses
 import json
 import math
 import os
@@ -8,8 +9,9 @@ import pytest
 import torch
 from rich.console import Console
 
+import mla_compiler
 from mla_compiler.bench import kernels, show_kernels
-from mla_compiler.bench.attentions import ATTENTIONS, DECODE, PREFILL, Attention
+from mla_compiler.bench.attentions import ATTENTIONS, DECODE, DENSE, PREFILL, Attention
 from mla_compiler.bench.bars import BEST, BEST_SDPA, Bar, Limit
 from mla_compiler.bench.compare import Settings
 from mla_compiler.bench.kernel_rows import KernelRow, Reading, failures
@@ -18,6 +20,9 @@ from mla_compiler.bench.measure import per_call
 from mla_compiler.bench.operands import Operands
 from mla_compiler.bench.peers import PEERS, Peer, Unfit
 from mla_compiler.bench.roofline import Roofline
+from mla_compiler.bench.sparse import SPARSE
+from mla_compiler.ir import AttentionSpec
+from mla_compiler.lowering.sparse.config import unserved
 
 SETTINGS = Settings("cpu", torch.float32, repeats=1)
 ROOF = Roofline(copy=3.0, matmul=600.0)
@@ -190,3 +195,17 @@ def test_on_a_gpu_a_graph_of_about_two_milliseconds_is_replayed_else_events_are_
 def test_every_kernel_is_right_on_the_gpu(case):
     row = run_kernels(case, [], Settings("cuda", torch.bfloat16, repeats=2), lambda text: None)
     assert row.ours.note == "" and row.ours.how == "graph"
+
+
+@pytest.mark.parametrize("case", [case.shrunk() for case in SPARSE], ids=lambda case: case.name)
+def test_what_leaves_tiles_out_is_right_and_compared_with_dense(case):
+    """A toy has few tiles: the keys are longer here, so that some are left out."""
+    case = dataclasses.replace(case, keys=1024, queries=1 if case.group == DECODE else 1024)
+    if unserved(AttentionSpec.parse(case.spec)):
+        pytest.skip("no kernel here")
+    row = run_kernels(case, [], SETTINGS, lambda text: None)
+    assert row.ours.error <= 2 and row.dense_us > 0 and row.figure(DENSE) == pytest.approx(row.dense_us / row.ours.us)
+    given = Operands.random(case, "cpu", torch.float32)
+    mla_compiler.accounts(forget=True)
+    torch.ops.flashmla.attend(given.q, given.k, given.v, list(given.tables), [], [], f"{case.spec}; site: one")
+    assert 0.05 < mla_compiler.accounts(forget=True).left_out < 1

@@ -1,5 +1,6 @@
 """Each example runs, in its own process, and says what it is there to show."""
 
+import json
 import os
 import random
 import re
@@ -8,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from mla_compiler.sparsity import FILE_FORMAT
+from tests.calibration.tiny import save
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -24,7 +28,7 @@ def run(name: str, *arguments: str) -> str:
 def test_every_example_is_run_here():
     tested = {
         "demo.py", "handwritten.py", "packed_documents.py", "long_prefill.py", "inspect_kernel.py", "pool_replay.py",
-        "pool_accuracy.py",
+        "pool_accuracy.py", "sparse_quality.py",
     }
     assert {path.name for path in EXAMPLES.glob("*.py") if not path.name.startswith("_")} == tested
 
@@ -70,6 +74,19 @@ def test_pool_replay(tmp_path):
     assert "150 requests; bar 96%: met" in shown
     rows = dict(re.findall(r"^(\w+) .* ([\d.]+) requests at once", shown, re.MULTILINE))
     assert float(rows["pool"]) > float(rows["dynamic"]) >= float(rows["static"])
+
+
+def test_sparse_quality(tmp_path):
+    home = save(tmp_path / "tiny")
+    policy = tmp_path / "policy.json"
+    policy.write_text(json.dumps({"format": FILE_FORMAT, "layers": {"layers.1.self_attn": "threshold=1.0"}}))
+    shown = run("sparse_quality.py", str(home / "text.txt"), "--model", str(home), "--device", "cpu", "--tokens", "400",
+                "--curves", "within rounding,threshold", "--policy", str(policy), "--passkey", "1")
+    rows = dict(re.findall(r"^ +(\S+) .* ([\d.]+)% +[01]/1 *$", shown, re.MULTILINE))
+    curve = [f"threshold={at}" for at in (0.02, 0.05, 0.1, 0.2)]
+    assert list(rows) == ["exact", "error_budget=0.001953125", *curve, "policy.json"]
+    work = [float(work) for work in rows.values()]
+    assert work[0] == 0 < work[-1] < 50 and work[1:-1] == sorted(work[1:-1])
 
 
 def test_a_difference_is_an_exit_status():

@@ -15,7 +15,7 @@ from mla_compiler.options import ABSORB, Options, names
 NONE: dict[str, str] = {}
 FIELDS = {field.name: field for field in dataclasses.fields(Options)}
 VALUES = {bool: st.booleans(), int: st.integers(0, 4), str: st.from_regex(r"[a-z.0-9]{0,12}", fullmatch=True)}
-CHOICES = {"absorb": st.sampled_from(ABSORB)}
+CHOICES = {"absorb": st.sampled_from(ABSORB), "sparsity": st.sampled_from(["", "threshold=0.1", "exact; 3: pages.share=0.05"])}
 ANYTHING = st.one_of(st.booleans(), st.integers(), st.text(), st.floats(), st.none(), st.lists(st.integers()))
 
 
@@ -81,7 +81,7 @@ def test_a_value_is_taken_whole_or_refused(name, value):
         ours, theirs = split({f"flashmla.{name}": value})
     except OptionError as error:
         assert f"flashmla.{name}" in str(error)
-        assert type(value) is not expected or expected is int or name in ("exclude", "absorb")
+        assert type(value) is not expected or expected is int or name in ("exclude", "absorb", "sparsity")
     else:
         assert type(value) is expected
         assert getattr(ours, name) == value

@@ -7,7 +7,7 @@ import torch
 
 from mla_compiler.errors import OptionError
 from mla_compiler.ir import AttentionSpec, Site
-from mla_compiler.lowering.compile import build, compile_kernel, compile_spec, kernels_of_sites
+from mla_compiler.lowering.compile import build, compile_kernel, compile_listing, compile_spec, kernels_of_sites
 from mla_compiler.lowering.machine import MACHINES
 from mla_compiler.lowering.select import candidates, choose
 
@@ -122,3 +122,17 @@ def test_without_a_shape_both_families_are_compiled():
 def test_an_unknown_architecture_is_an_error():
     with pytest.raises(OptionError, match="sm_70"):
         compile_spec(CAUSAL, 64, 64, torch.float16, "sm_70")
+
+
+@pytest.mark.parametrize("arch", MACHINES)
+@pytest.mark.parametrize("policy", ["threshold=0.1", "error_budget=0.01", "pages.share=0.05+threshold=0.1"])
+def test_what_leaves_tiles_out_compiles_for_every_architecture(arch, policy):
+    spec = AttentionSpec.parse(f"{CAUSAL}; sparsity: {policy}")
+    kernels = [compiled(spec, queries, 128, arch) for queries in (4096, 1)]
+    assert PRODUCT[arch] in (kernels[0].amdgcn or kernels[0].ptx)
+    if spec.sparsity.selects:
+        choice = choose(spec, 1, 32, 4096, 4096, 128, 128, torch.bfloat16, MACHINES[arch])
+        kernels.append(compile_listing(spec, choice, 128, torch.bfloat16, arch))
+    for kernel in kernels:
+        assert kernel.registers > 0 and kernel.shared <= MACHINES[arch].shared_memory
+        assert kernel.spills <= 8 * (kernel.name == "decode") or arch != "sm_90"

@@ -13,7 +13,7 @@ from .attentions import CASES
 
 @pytest.mark.parametrize("name, family", [
     ("causal", "prefill"), ("mask, summarised", "prefill"), ("live length", "decode"), ("every function", "decode"),
-    ("window", "hopper"), ("live length", "decode_hopper"),
+    ("window", "hopper"), ("live length", "decode_hopper"), ("window", "promise"), ("window", "lsh"),
 ])
 def test_source(golden, name, family):
     golden(f"kernels/{family} {name.replace(',', '')}.txt", codegen.source(AttentionSpec.parse(CASES[name].spec), family))
@@ -24,12 +24,20 @@ def test_source_of_pages(golden):
     golden("kernels/decode live length in int4 pages.txt", codegen.source(spec, "decode", Layout("int4", 64, 32)))
 
 
+@pytest.mark.parametrize("policy", ["error_budget=0.01", "pages.share=0.05+threshold=0.1"])
+def test_source_that_leaves_tiles_out(golden, policy):
+    spec = AttentionSpec.parse(f"{CASES['causal'].spec}; sparsity: {policy}")
+    golden(f"kernels/prefill causal {spec.sparsity.policy}.txt", codegen.source(spec, "prefill"))
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("family", codegen.FAMILIES)
 def test_source_is_python_that_names_its_meaning(name, family):
     spec = AttentionSpec.parse(CASES[name].spec)
     text = codegen.source(spec, family)
     module = ast.parse(text)
-    assert family in [node.name for node in module.body if isinstance(node, ast.FunctionDef)]
-    assert ast.get_docstring(module).startswith("out[b,h,i,:]") and "visible" in ast.get_docstring(module)
+    assert codegen.entry(family) in [node.name for node in module.body if isinstance(node, ast.FunctionDef)]
+    about = ast.get_docstring(module)
+    assert about.startswith(("out[b,h,i,:]", "listed[tile of rows]", "scores[", "promise(", "dropped[b,h,i]"))
+    assert "visible" in about
     assert text == codegen.source.__wrapped__(AttentionSpec.parse(str(spec)), family)

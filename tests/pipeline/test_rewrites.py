@@ -106,6 +106,18 @@ def test_options(options, found):
         assert site.status == "left" and site.reason == f"{Reason.DISABLED.value}; found {found}"
 
 
+@pytest.mark.parametrize(("options", "spec", "said"), [
+    ({"sparsity": "threshold=0.1"}, "sparsity: threshold=0.1", "threshold=0.1"),
+    ({"sparsity": "threshold=0.1; .*: exact"}, "", ""),
+    ({"sparsity": "lsh=0.25"}, "", f"exact instead of lsh=0.25: {Reason.SPARSITY.value}"),
+])
+def test_a_policy_becomes_part_of_the_spec_or_the_report_says_why_not(options, spec, said):
+    (site,) = piped(traced(causal_prefill, torch.randn(2, 6, 32), torch.randn(32, 96)), **options)
+    assert site.status == "fused"
+    assert spec in site.spec and ("sparsity" in site.spec) == bool(spec)
+    assert site.sparsity.startswith(said) and bool(site.sparsity) == bool(said)
+
+
 def test_a_broken_graph_is_refused():
     module = traced(two_layers, *(torch.randn(1, 2, 3, 8),) * 3, torch.ones(1, 1, 3, 3, dtype=torch.bool))
     node = next(node for node in module.graph.nodes if node.op == "call_function")

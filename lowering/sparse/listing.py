@@ -1,0 +1,112 @@
+"""Which tiles of keys each tile of rows attends, before it does: what the keys of a box promise, then which tiles are kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...ir import AttentionSpec
+from ...sparsity import Sparsity
+from .. import codegen
+from ..choice import Choice, padded
+from ..launch import launch
+
+BOX = 16
+"""Keys of a box. SmolLM2 at 2048 tokens, any tile of 64 keys with 0.05 of a row: boxes of 16 leave out 44%, of 32 and of 64
+as much at a higher loss."""
+CHUNK = 16
+BLOCK_X = 8
+BITS = 64
+"""Directions of a signature."""
+
+
+def listed(load: Callable[[str], ModuleType], spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, given: list[Any],
+           upcast: bool) -> tuple[Tensor, Tensor, int]:
+    """(tiles [programs, capacity] int16 or int32, counts [programs] int32, capacity) for the programs of `choice`.
+
+    load: the module of a family of the spec that leaves nothing out; given: its operands. Nothing is read back.
+    """
+    batch, heads, queries, head_dim = q.shape
+    programs, capacity = batch * heads * -(-queries // choice.block_m), -(-k.shape[2] // choice.block_n)
+    tiles = q.new_empty(programs, capacity, dtype=torch.int16 if capacity < 1 << 15 else torch.int32)
+    counts = q.new_empty(programs, dtype=torch.int32)
+    policy, fixed, family = spec.sparsity, constants(spec, choice, head_dim, upcast), family_of(spec.sparsity)
+    sizes = (heads, queries, k.shape[2], -(-k.shape[2] // BOX), capacity, *given)
+    kernel = getattr(load(family), codegen.entry(family))
+    if family == "promise":
+        arguments = (q, q.stride(), *boxes_of(k), tiles, counts, policy.value, *sizes)
+    else:
+        known = signatures_of(q, k) if family == "lsh" else (q, q, *boxes_of(k))
+        scores = q.new_full((programs, capacity), -1.0, dtype=torch.float32)
+        arguments = (q, q.stride(), *known, scores, *sizes)
+    launch(kernel, (programs,), arguments, fixed, choice.warps, 1, q.device.index)
+    if family != "promise":
+        ranked(scores, tiles, counts, policy.value, policy.measure == "mass")
+    return tiles, counts, capacity
+
+
+def family_of(policy: Sparsity) -> str:
+    """The family of the kernel that chooses tiles: `promise` lists them, `estimate` and `lsh` say what each promises."""
+    return "promise" if policy.measure == "share" else "lsh" if policy.policy == "lsh" else "estimate"
+
+
+def constants(spec: AttentionSpec, choice: Choice, head_dim: int, upcast: bool) -> dict[str, Any]:
+    """Compile-time constants of that kernel."""
+    return {
+        "D": head_dim, "GROUP": spec.group, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n, "BLOCK_D": padded(head_dim),
+        "BOX": BOX, "CHUNK": CHUNK, "UPCAST": upcast,
+    } | ({} if family_of(spec.sparsity) == "promise" else {"MEAN": spec.sparsity.measure == "mass"})
+
+
+def ranked(scores: Tensor, tiles: Tensor, counts: Tensor, value: float, mass: bool) -> None:
+    """Writes the list of each program, of scores [programs, capacity]."""
+    from .rank import rank
+
+    block = 1 << (scores.shape[1] - 1).bit_length()
+    launch(rank, (len(scores),), (scores, tiles, counts, value, scores.shape[1]), {"BLOCK_C": max(block, 32), "MASS": mass},
+           1 if block <= 512 else 4, 1, scores.device.index)
+
+
+def boxes_of(k: Tensor) -> tuple[Tensor, Tensor]:
+    """k [B, H, S, D] -> centre and half extents of every BOX keys [B, H, ceil(S / BOX), D], in k's dtype."""
+    from .boxes import boxes
+
+    batch, heads, keys, head_dim = k.shape
+    count = -(-keys // BOX)
+    centre, half = (k.new_empty(batch, heads, count, head_dim) for _ in range(2))
+    fixed = {"D": head_dim, "BLOCK_D": padded(head_dim), "BLOCK_X": BLOCK_X, "BOX": BOX}
+    grid = (batch * heads * -(-count // BLOCK_X),)
+    launch(boxes, grid, (k, k.stride(), centre, half, heads, keys, count), fixed, 4, 1, k.device.index)
+    return centre, half
+
+
+def signatures_of(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Words and norms of the boxes of queries, then of keys, which are centred."""
+    mean = k.mean(2, dtype=torch.float32)
+    return *_signatures(q, torch.zeros_like(q[:, :, 0], dtype=torch.float32)), *_signatures(k, mean)
+
+
+def _signatures(x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
+    from .signatures import signatures
+
+    batch, heads, length, head_dim = x.shape
+    count = -(-length // BOX)
+    words = x.new_empty(batch, heads, count, BITS // 32, dtype=torch.int32)
+    norms = x.new_empty(batch, heads, count, dtype=torch.float32)
+    fixed = {"D": head_dim, "BLOCK_D": padded(head_dim), "BLOCK_X": 16, "BOX": BOX}
+    arguments = (x, x.stride(), centre.contiguous(), planes(head_dim, x.device), words, norms, heads, length, count)
+    launch(signatures, (batch * heads * -(-count // 16),), arguments, fixed, 4, 1, x.device.index)
+    return words, norms
+
+
+@lru_cache(maxsize=64)
+def planes(head_dim: int, device: torch.device) -> Tensor:
+    """Random directions [BITS, head_dim] float32, the same in every process."""
+    rng = torch.Generator().manual_seed(0)
+    return (torch.randn(BITS, head_dim, generator=rng) / math.sqrt(head_dim)).to(device)

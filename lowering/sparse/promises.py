@@ -1,0 +1,39 @@
+"""promise(i, box) = score(q_i . centre + ALPHA |q_i| . half)        ALPHA = 1 bounds it from above, 1/2 comes near it"""
+
+import triton
+import triton.language as tl
+
+from ..hooks import score
+from ..rows import load_rows
+from ..scan import dot
+
+ALPHA = tl.constexpr(0.5)
+
+
+@triton.jit
+def log2_sum(a, axis: tl.constexpr):
+    """log2 of the sum of 2^a along an axis; -inf of nothing but -inf."""
+    top = tl.max(a, axis)
+    shift = tl.where(top == float("-inf"), 0.0, top)
+    total = tl.sum(tl.exp2(a - tl.expand_dims(shift, axis)), axis)
+    return top + tl.log2(tl.where(top == float("-inf"), 1.0, total))
+
+
+@triton.jit
+def both(y, more):
+    """log2(2^y + 2^more) [M]."""
+    return log2_sum(tl.join(y, more), 1)
+
+
+@triton.jit
+def promises(b_q, b_a, x, live, lo, hi, at, keys, X, env, D: tl.constexpr, BOX: tl.constexpr, UPCAST: tl.constexpr):
+    """[M, N] in units of log2 for boxes x [N]; -inf where not live [N] or where the row sees nothing of the box."""
+    b, h, i = at
+    centre, half = keys
+    b_c = load_rows(centre, D, 1, x, 0, X, D, b_q.shape[1], True)                              # [N, D]
+    b_h = load_rows(half, D, 1, x, 0, X, D, b_q.shape[1], True)
+    s = dot(b_q, tl.trans(b_c), tl.zeros([b_q.shape[0], x.shape[0]], tl.float32), UPCAST)
+    s = dot(b_a, tl.trans(b_h), s, UPCAST)                                                     # [M, N]
+    j = (x * BOX)[None, :]
+    a = score(s, b, h, i, j + BOX // 2, env)
+    return tl.where(live[None, :] & (j < hi) & (j + BOX > lo), a, float("-inf"))
