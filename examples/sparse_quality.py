@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -62,7 +61,7 @@ def main() -> int:
     model, tokenizer = _models.smollm2(given.device) if given.model is None else load(given.model, given.device)
     texts = [part.to(given.device) for part in windows(tokenizer, given.texts or [sources()], given.tokens, 1).held_out]
     subject = Subject(model, Sparsity.parse("threshold=0.1"))
-    layers = [layer for layer in subject.layers(texts[0]) if re.search(given.layers, layer)]
+    layers = subject.layers(texts[0], given.layers)
     prompts = [_passkey.hidden(tokenizer, texts[0], seed) for seed in range(given.passkey)]
     console = Console(width=160, highlight=False)
     console.print(f"{given.device}, {len(texts)} windows of {given.tokens} tokens, {len(layers)} layers", markup=False)

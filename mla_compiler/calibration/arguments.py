@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 
@@ -14,11 +15,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", default="threshold", metavar="NAME",
                         help="whose number is sought: threshold, error_budget, pages.share, pages.share+threshold=0.04, ... "
                         "(default: %(default)s)")
+    parser.add_argument("--layers", type=pattern, default="", metavar="REGEX",
+                        help="only the layers in whose name this is found; the others stay exact and are not counted")
     parser.add_argument("--tokens", type=int, default=2048, metavar="N", help="of a window of text (default: %(default)s)")
     parser.add_argument("--windows", type=int, default=1, metavar="N",
                         help="of each text to calibrate on; as many again are held out (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
     parser.add_argument("--out", type=Path, default=Path("policy.json"), metavar="FILE", help="default: %(default)s")
+
+
+def pattern(text: str) -> str:
+    """Raises ArgumentTypeError where the text is no regular expression."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"no regular expression: {error}") from None
+    return text
 
 
 def percent(text: str) -> float:

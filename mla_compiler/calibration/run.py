@@ -53,21 +53,21 @@ def _work(given: argparse.Namespace, policy: Sparsity, progress: Progress) -> Wo
     model, tokenizer = load(given.model, device)
     text = windows(tokenizer, given.texts, given.tokens, given.windows)
     text = Windows(*(tuple(ids.to(device) for ids in part) for part in (text.calibrating, text.held_out)))
-    return Work(Subject(model, policy), text, progress)
+    return Work(Subject(model, policy), text, given.layers, progress)
 
 
 class Work:
-    """What is measured of one model on its windows, each with a line of progress."""
+    """What is measured of one model on its windows, each with a line of progress; `sites`: those that count, by a pattern."""
 
-    def __init__(self, subject: Subject, text: Windows, progress: Progress) -> None:
-        self.subject, self.text, self.progress = subject, text, progress
+    def __init__(self, subject: Subject, text: Windows, sites: str, progress: Progress) -> None:
+        self.subject, self.text, self.sites, self.progress = subject, text, sites, progress
         self.device, self.exact = text.calibrating[0].device.type, list[Outcome]()
 
     def weighed(self, policies: Sequence[Sparsity]) -> list[Curve]:
         """The curves of the layers on the first window, their weights on the first SHORT tokens of it."""
         first, short = self.text.calibrating[0], self.text.calibrating[0][:SHORT]
         with self.step("curves of the layers", 2) as step:
-            layers = self.subject.layers(short)
+            layers = self.subject.layers(short, self.sites)
             step.advance("what each layer leaves out")
             found = curves(self.subject, first, policies, layers)
         with self.step("loss of each layer", len(layers) + 1) as step:
@@ -80,13 +80,13 @@ class Work:
     def calibrating(self, policies: Policies) -> Measured:
         if not self.exact:
             self.exact = self.all_of("exact", self.text.calibrating, {})
-        found = compare(self.exact, self.all_of("trial", self.text.calibrating, policies), self.text.calibrating)
+        found = compare(self.exact, self.all_of("trial", self.text.calibrating, policies), self.text.calibrating, self.sites)
         self.progress.console.print(f"  {found}", markup=False)
         return found
 
     def held_out(self, policies: Policies) -> Measured:
         exact = self.all_of("held out, exact", self.text.held_out, {})
-        return compare(exact, self.all_of("held out", self.text.held_out, policies), self.text.held_out)
+        return compare(exact, self.all_of("held out", self.text.held_out, policies), self.text.held_out, self.sites)
 
     def all_of(self, name: str, windows: Sequence[Tensor], policies: Policies) -> list[Outcome]:
         with self.step(name, len(windows)) as step:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -59,12 +60,12 @@ class Subject:
         nll, top = (torch.cat(parts) for parts in zip(*losses, strict=True))
         return Outcome(hidden, nll.double(), top, accounts(forget=True))
 
-    def layers(self, ids: Tensor) -> list[str]:
-        """Those that can leave something out, in order. Raises OptionError where there is none."""
+    def layers(self, ids: Tensor, pattern: str = "") -> list[str]:
+        """Those that can leave something out, in order, of those that the pattern is found in. OptionError: there is none."""
         served: dict[str, None] = {}
 
         def note(site: str, own: Sparsity) -> Sparsity:
-            if own != EXACTLY:
+            if own != EXACTLY and re.search(pattern, site):
                 served[self.layer(site)] = None
             return EXACTLY
 
@@ -72,7 +73,7 @@ class Subject:
             self._forward(ids[None], use_cache=False)
         accounts(forget=True)
         if not served:
-            raise OptionError("no attention of this model can leave anything out under that policy",
+            raise OptionError(f"no attention {f'of {pattern!r} ' if pattern else ''}can leave anything out under that policy",
                               "FLASHMLA_DEBUG=1 prints what became of each")
         return list(served)
 

@@ -45,7 +45,9 @@ def test_exact_is_the_model(subject, ids, home):
     with torch.no_grad():
         logits = AutoModelForCausalLM.from_pretrained(home, dtype=torch.float64)(ids[None]).logits[0, :-1]
     torch.testing.assert_close(outcome.nll, F.cross_entropy(logits, ids[1:], reduction="none"), atol=1e-4, rtol=0)
-    assert outcome.accounts.left_out == 0 and subject.layers(ids) == LAYERS
+    assert outcome.accounts.left_out == 0 and subject.layers(ids) == LAYERS and subject.layers(ids, "1[.]") == LAYERS[1:]
+    with pytest.raises(OptionError, match="no attention of 'none' can"):
+        subject.layers(ids, "none")
 
 
 def test_what_is_compared_is_so(subject, ids):
