@@ -13,8 +13,8 @@ from tests.models.scenarios import scenarios
 
 CASES = [(a.name, s) for a in ARCHITECTURES.values() for s in scenarios(a) if not needs_newer(a.name, s)]
 GENERATED = ("llama", "gemma3", "gpt_oss", "bloom", "falcon_rope", "t5", "whisper", *latents.NAMES)
-"""A plain decoder, one with windows, one with sinks, one with ALiBi, one whose heads are stored otherwise, two with encoders, all
-with latents: `generate` does no other thing with the rest, which `test_forward` decodes step by step."""
+"""Decoders, plain, with windows, sinks, ALiBi, heads stored otherwise, encoders, latents: `generate` does nothing else with the
+rest, which `test_forward` decodes step by step."""
 GENERATE = [(name, cache) for name in GENERATED if name in ARCHITECTURES for cache in ARCHITECTURES[name].caches
             if not needs_newer(name, cache)]
 
