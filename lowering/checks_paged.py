@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import OperandError
+from ..ir import AttentionSpec
 from ..pool.formats import FORMATS, scale_dtype
+from ..sparsity import EXACTLY
 from .checks import DTYPES, check_spec_operands, group_of
 
 _INTEGERS = (torch.int32, torch.int64)
@@ -23,6 +25,8 @@ def check_paged_operands(
     dtypes: Sequence[torch.dtype] = DTYPES,
 ) -> None:
     """Raises OperandError that names the value and what it should have been."""
+    if AttentionSpec.parse(text).sparsity != EXACTLY:
+        raise OperandError(f"attend_paged: in pages attention is exact; found {AttentionSpec.parse(text).sparsity}")
     if format not in FORMATS:
         raise OperandError(f"attend_paged: format is one of {', '.join(FORMATS)}; found {format!r}")
     if q.dtype not in dtypes or any(x.dim() != 4 for x in (q, k, v)):

@@ -19,6 +19,7 @@ from ..sparsity import EXACTLY
 from . import codegen, counted, gpu
 from .checks import check_operands
 from .choice import Choice, padded
+from .decode import config as decode
 from .launch import launch
 from .machine import machine_of
 from .prefill import config as prefill
@@ -53,6 +54,9 @@ def plain_choice(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor) -> Choice
     """Of the kernels that count."""
     sizes = (*q.shape[:3], k.shape[2], q.shape[3], v.shape[3])
     choice = choose(replace(spec, site=""), *sizes, q.dtype, machine_of(q.device))
+    if choice.family == "decode_hopper":
+        shape = decode.Shape(q.shape[0], k.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3], q.itemsize)
+        return decode.configure(spec, shape, False, machine_of(q.device))
     if choice.family == "hopper":
         return prefill.configure(q.shape[3], v.shape[3], q.itemsize, prefill.room(spec), machine_of(q.device))
     return choice

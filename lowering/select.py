@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 
 from ..ir import AttentionSpec, Reason
+from ..sparsity import EXACTLY
 from . import codegen
 from .choice import Choice
 from .decode import config as decode
@@ -97,14 +98,13 @@ def candidates(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: 
     limits = prefill.room(spec)
     if many_rows(spec, queries):
         choices = prefill.candidates(head_dim, value_dim, dtype.itemsize, limits, machine)
-        if queries > hopper.ROWS and hopper.serves(spec, head_dim, value_dim, dtype, machine):
+        if queries > hopper.ROWS and spec.sparsity == EXACTLY and hopper.serves(spec, head_dim, value_dim, dtype, machine):
             choices = [*hopper.candidates(spec, head_dim, value_dim, machine), *choices]
         work = model.Work(batch * heads, queries, keys, head_dim, value_dim)
         return model.ordered(spec, work, choices, dtype.itemsize, machine)[:MOST_TIMED]
-    spec = sparse.of_few_queries(spec)
     shape = decode.Shape(batch, heads // spec.group, queries, keys, head_dim, value_dim, dtype.itemsize)
     packed = decode.candidates(spec, shape, limits[0] == 32, machine)
-    if decode_hopper.serves(spec, shape, dtype, machine):
+    if sparse.of_few_queries(spec).sparsity == EXACTLY and decode_hopper.serves(spec, shape, dtype, machine):
         packed = [*decode_hopper.candidates(spec, shape, machine), packed[0]]
         return tuple(decode_model.ordered(spec.group, shape, packed, machine))
     return tuple(packed)

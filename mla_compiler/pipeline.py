@@ -204,18 +204,23 @@ def sparsify_all(run: Run) -> None:
     for site in run.advance():
         assert site.spec is not None
         run.under(site)
-        wanted = rules.of(layer_of(site.anchor))
-        paged = site.pages is not None and site.pages.paged is not None
-        over = "a latent" if site.latent is not None and site.latent.over_latents else "pages" if paged else ""
-        meaning = sparsify.match(site.name, site.spec, wanted, over, partial(served, run, site))
+        wanted, unsuited = rules.of(layer_of(site.anchor)), _unsuited(site)
+        meaning = sparsify.match(site.name, site.spec, wanted, unsuited, partial(served, run, site))
         if isinstance(meaning, Rejected):
             site.sparsity = f"exact instead of {wanted}: {meaning}"
         else:
             site.spec, site.sparsity = meaning, "" if meaning is site.spec else str(wanted)
-        if run.options.account and not over:
+        if run.options.account and not unsuited:
             name = layer_of(site.anchor) or site.name
             named[name] += 1
             site.spec = replace(site.spec, site=name if named[name] == 1 else f"{name} #{named[name]}")
+
+
+def _unsuited(site: Progress) -> str:
+    """Which attention the site is that is always exact; nothing if it is none."""
+    if site.latent is not None and site.latent.over_latents:
+        return "attention over a latent"
+    return "keys and values in pages" if site.pages is not None and site.pages.paged is not None else ""
 
 
 def emit_all(run: Run) -> None:
@@ -239,8 +244,8 @@ def emit_all(run: Run) -> None:
 
 
 PASSES: tuple[tuple[str, Callable[[Run], None]], ...] = (
-    ("find", find), ("specify", specify_all), ("fold", fold), ("absorb", absorb), ("page", page), ("support", support),
-    ("summarize", summarize), ("sparsify", sparsify_all), ("emit", emit_all),
+    ("find", find), ("specify", specify_all), ("fold", fold), ("absorb", absorb), ("page", page),
+    ("support", support), ("summarize", summarize), ("sparsify", sparsify_all), ("emit", emit_all),
 )
 WRITERS = ("summarize", "emit")
 

@@ -19,12 +19,12 @@ Served = Callable[[AttentionSpec], tuple[Reason, str] | None]
 """Why there is no kernel for a spec, or None."""
 
 
-def match(name: str, spec: AttentionSpec, wanted: Sparsity, over: str, served: Served) -> AttentionSpec | Rejected:
-    """The spec under the policy `wanted`; `over`: what of this attention no policy knows, "a latent" or "pages"."""
+def match(name: str, spec: AttentionSpec, wanted: Sparsity, unsuited: str, served: Served) -> AttentionSpec | Rejected:
+    """The spec under the policy `wanted`; `unsuited`: what it is that no policy serves, if it is."""
     if wanted == EXACTLY:
         return spec
-    if over:
-        return Rejected(name, Reason.SPARSITY, f"attention over {over}")
+    if unsuited:
+        return Rejected(name, Reason.SPARSITY, unsuited)
     sparse = replace(spec, sparsity=wanted)
     refused = served(sparse)
     return Rejected(name, *refused) if refused else sparse

@@ -16,7 +16,6 @@ import torch
 
 from ... import expr as E
 from ...ir import AttentionSpec
-from ...sparsity import EXACTLY
 from ..choice import Choice, padded, padded_value
 from ..machine import Machine
 
@@ -35,7 +34,7 @@ def serves(spec: AttentionSpec, head_dim: int, value_dim: int, dtype: torch.dtyp
     """Whether there is a kernel: for hulls and classed tiles, in 16 bits, with rows of whole 16 bytes."""
     return (
         machine.backend == "cuda" and machine.capability == (9, 0) and dtype in (torch.float16, torch.bfloat16)
-        and spec.sparsity == EXACTLY and _planned(spec) and padded_value(head_dim, value_dim) == padded(value_dim)
+        and _planned(spec) and padded_value(head_dim, value_dim) == padded(value_dim)
         and head_dim % 8 == value_dim % 8 == 0 and has_gluon()
     )
 

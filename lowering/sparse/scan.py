@@ -13,9 +13,9 @@ costs q.k and a maximum, and neither V, nor its weights, nor its product with V.
 import triton
 import triton.language as tl
 
-from ..hooks import HAS_LO, HAS_RESIDUE, HAS_TILE, limit, residue
+from ..hooks import HAS_LO, HAS_RESIDUE, HAS_TILE, limit, residue, score
 from ..keys import key_scales, load_keys, load_values, value_scales
-from ..scan import dot, nothing, score, segments, tile_summary
+from ..scan import dot, nothing, segments, tile_summary
 
 BUDGET = tl.constexpr(False)
 

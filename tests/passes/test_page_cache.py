@@ -78,6 +78,12 @@ def test_pages_are_read_where_they_lie(program, queries, symbolic):
     assert piped(module) == [] and text(module) == once
 
 
+def test_in_pages_attention_stays_exact_and_keeps_no_account():
+    (site,) = piped(traced(decode, *inputs(1)), sparsity="threshold=0.1", account=True)
+    assert site.pages == "pages of 4" and "sparsity" not in site.spec and "site" not in site.spec
+    assert site.sparsity.startswith("exact instead of threshold=0.1") and "in pages" in site.sparsity
+
+
 def test_one_row_and_one_head():
     """Dimensions of one have no index in the graph."""
     q, k, v, pages_k, pages_v, table, lengths = inputs(batch=1)

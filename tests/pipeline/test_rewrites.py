@@ -109,7 +109,8 @@ def test_options(options, found):
 @pytest.mark.parametrize(("options", "spec", "said"), [
     ({"sparsity": "threshold=0.1"}, "sparsity: threshold=0.1", "threshold=0.1"),
     ({"sparsity": "threshold=0.1; .*: exact"}, "", ""),
-    ({"sparsity": "lsh=0.25"}, "", f"exact instead of lsh=0.25: {Reason.SPARSITY.value}"),
+    ({"sparsity": "lsh=0.25"}, "sparsity: lsh=0.25", "lsh=0.25"),
+    ({"sparsity": "pages.budget=0.01"}, "", f"exact instead of pages.budget=0.01: {Reason.SPARSITY.value}"),
 ])
 def test_a_policy_becomes_part_of_the_spec_or_the_report_says_why_not(options, spec, said):
     (site,) = piped(traced(causal_prefill, torch.randn(2, 6, 32), torch.randn(32, 96)), **options)
