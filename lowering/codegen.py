@@ -49,12 +49,12 @@ _EXCHANGE = (
     "mla/exchange.py")
 _GLUON = {
     "hopper": (
-        "hopper/tiles.py", "hopper/softmax.py", "hopper/messages.py", "hopper/classed.py", "hopper/plan.py",
-        "hopper/rescale.py", "hopper/weigh.py", "hopper/products.py", "hopper/results.py", "hopper/step.py",
-        "hopper/multiply.py", "hopper/kernel.py"),
+        "hopper/tiles.py", "hopper/rings.py", "hopper/softmax.py", "hopper/messages.py", "hopper/classed.py",
+        "hopper/plan.py", "hopper/rescale.py", "hopper/weigh.py", "hopper/products.py", "hopper/results.py",
+        "hopper/step.py", "hopper/multiply.py", "hopper/kernel.py"),
     "decode_hopper": (
-        "hopper/tiles.py", "hopper/softmax.py", "decode/weights.py", "decode/balance.py", "decode/early.py",
-        "decode/parts.py", "decode/consumer.py", "decode/hopper.py"),
+        "hopper/tiles.py", "hopper/rings.py", "hopper/softmax.py", "decode/weights.py", "decode/balance.py",
+        "decode/early.py", "decode/parts.py", "decode/consumer.py", "decode/hopper.py"),
     "mla_exchange": (*_EXCHANGE, "mla/hopper_exchange.py"),
     "tokens_exchange": (*_EXCHANGE, "tokens/exchange.py"),
 }

@@ -6,18 +6,13 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, warpgroup_mma, warpgroup_mma_wait
 
 from ..hooks import HAS_LO, HAS_SINK, sink
+from ..hopper.rings import flat
 from ..hopper.softmax import join_sink
 from ..hopper.tiles import hull, least, most, slot
 from .balance import divide, keys_of, keys_of_part, parts_of, row_tiles
 from .early import asked_early, pass_over
 from .parts import join_parts, place, rows_of, store_part, store_rows
 from .weights import weigh_scores
-
-
-@gluon.jit
-def flat(buf, at):
-    """Slot `at` of a ring [STAGES, 1, 1, rows, columns] as [rows, columns]."""
-    return buf.index(at).reshape([buf.shape[3], buf.shape[4]])
 
 
 @gluon.jit

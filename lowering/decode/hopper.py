@@ -16,6 +16,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
+from ..hopper.rings import ring, space
 from ..hopper.tiles import slot
 from .balance import divide, keys_of, keys_of_part, row_tiles
 from .consumer import consume
@@ -82,24 +83,6 @@ def load(k, v, rings, bars, sizes, env, GROUP: gl.constexpr, STAGES: gl.constexp
         left -= count
         item += 1
         before = 0
-
-
-@gluon.jit
-def ring(STAGES: gl.constexpr, READERS: gl.constexpr):
-    """full, empty: the barriers of a ring."""
-    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for at in gl.static_range(STAGES):
-        mbarrier.init(full.index(at), count=1)
-        mbarrier.init(empty.index(at), count=READERS)
-    return full, empty
-
-
-@gluon.jit
-def space(desc, STAGES: gl.constexpr):
-    """A ring of tiles of a descriptor."""
-    return gl.allocate_shared_memory(
-        desc.dtype, [STAGES, 1, 1, desc.block_type.shape[2], desc.block_type.shape[3]], desc.layout)
 
 
 @gluon.jit(do_not_specialize=["B", "H", "T", "S", "FEW"])

@@ -16,9 +16,10 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 
 from ..hooks import HAS_TILE
 from .classed import list_of
-from .messages import channel, receive, ring
+from .messages import channel, receive
 from .multiply import multiply
 from .plan import place, plan
+from .rings import ring, space
 from .tiles import slot
 
 AHEAD = gl.constexpr(2)
@@ -75,14 +76,6 @@ def load(descs, bufs, bars, items, lists, sizes, GROUP: gl.constexpr):
         n += 1
         item = receive(items, n)
     load_tile(v, b_v, v_bars, use - 1, before[0], before[1], before[2], 1)
-
-
-@gluon.jit
-def space(desc, STAGES: gl.constexpr):
-    """A ring of tiles of a descriptor."""
-    ROWS: gl.constexpr = desc.block_type.shape[2]
-    COLUMNS: gl.constexpr = desc.block_type.shape[3]
-    return gl.allocate_shared_memory(desc.dtype, [STAGES, 1, 1, ROWS, COLUMNS], desc.layout)
 
 
 @gluon.jit(do_not_specialize=["H", "T", "S", "tiles", "section", "work", "room"])

@@ -1,7 +1,5 @@
-"""How the roles of a block talk: rings in shared memory, the items of work, whose turn it is
+"""How the roles of a block talk: the items of work, in a ring of their own (`rings.py`), and whose turn it is
 
-Rings. A ring has two barriers per slot, `full` and `empty`. Use n is slot n % STAGES, in phase n // STAGES % 2: who reads waits
-for full at the phase, who writes for empty at the other, which a new barrier lets pass.
 Items. The planner sends each as eight int32: b, h, first row; begin, end, the keys that some row sees; how many tiles of keys
 there are, `edges` of them, which come first, to be masked, and `top` of these at the end of the range. No tiles: no more items.
 `wanted` says that the loader is nearly done: items are drawn late, so that whoever is done first takes the next.
@@ -13,20 +11,10 @@ from triton.experimental.gluon import constexpr_function
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
+from .rings import ring
 from .tiles import slot
 
 ITEMS = gl.constexpr(4)
-
-
-@gluon.jit
-def ring(STAGES: gl.constexpr, READERS: gl.constexpr):
-    """full and empty, with one arrival and one of each reader."""
-    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for at in gl.static_range(STAGES):
-        mbarrier.init(full.index(at), count=1)
-        mbarrier.init(empty.index(at), count=READERS)
-    return full, empty
 
 
 @gluon.jit

@@ -7,13 +7,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, warpgroup_mma
 
+from .rings import flat
 from .tiles import slot
-
-
-@gluon.jit
-def flat(buf, at):
-    """Slot `at` of a ring [STAGES, 1, 1, rows, columns] as [rows, columns]."""
-    return buf.index(at).reshape([buf.shape[3], buf.shape[4]])
 
 
 @gluon.jit

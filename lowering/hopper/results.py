@@ -5,7 +5,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, tma
 
 from ..hooks import HAS_SINK, sink
-from .products import flat
+from .rings import flat
 from .softmax import join_sink
 
 

@@ -17,7 +17,8 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup
 
 from ..hooks import HAS_RESIDUE
 from .messages import leave_turn, take_turn
-from .products import flat, scores
+from .products import scores
+from .rings import flat
 from .tiles import slot
 from .weigh import look, pack, thread_sums, unpack, weigh_scores
 
