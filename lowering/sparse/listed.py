@@ -7,9 +7,9 @@ Tiles are weighed as by a threshold, whose limit is -inf where nothing more is t
 import triton
 import triton.language as tl
 
-from ..hooks import HAS_LO, HAS_TILE, limit, tiles_listed
+from ..hooks import limit, tiles_listed
 from ..scan import nothing, segments
-from .scan import weigh, weigh_edge
+from .scan import weigh, weigh_left, weigh_right
 
 
 @triton.jit
@@ -20,20 +20,12 @@ def scan(b_q, first, last, span, lo, hi, S, at, rows, keys, env, D: tl.constexpr
     y = tl.full([b_q.shape[0]], float("-inf"), tl.float32)
     least = limit(env)
     start, inner, outer, stop = segments(first, last, lo, hi, S, rows, env, BLOCK_N)
-    second = start + BLOCK_N
-    right = tl.maximum(outer, second)
-    edges = tl.cdiv(tl.maximum(stop - right, 0), BLOCK_N)
-    for n in tl.range(0, tl.where(start < stop, edges + 1, 0), num_stages=1):
-        j0 = tl.where(n == 0, start, right + (edges - n) * BLOCK_N)
-        acc, m, l, y = weigh_edge(acc, m, l, y, b_q, j0, span, least, lo, hi, S, at, rows, keys, env, D, DV, BLOCK_N, UPCAST)
+    acc, m, l, y = weigh_right(acc, m, l, y, b_q, start, outer, stop, span, least, lo, hi, S, at, rows, keys, env, D, DV,
+                               BLOCK_N, UPCAST)
     p_tile, count = tiles_listed(tl.program_id(0), env)
     for n in tl.range(0, count, num_stages=STAGES):
         j0 = tl.load(p_tile + n).to(tl.int32) * BLOCK_N
         acc, m, l, y = weigh(acc, m, l, y, b_q, True, j0, span, least, at, keys, env, D, DV, BLOCK_N, False, True, UPCAST)
-    if HAS_LO or HAS_TILE:
-        left = tl.cdiv(tl.maximum(inner - second, 0), BLOCK_N)
-        for n in tl.range(0, left, num_stages=1):
-            j0 = second + (left - 1 - n) * BLOCK_N
-            acc, m, l, y = weigh_edge(acc, m, l, y, b_q, j0, span, least, lo, hi, S, at, rows, keys, env, D, DV, BLOCK_N,
-                                      UPCAST)
+    acc, m, l, y = weigh_left(acc, m, l, y, b_q, start, inner, span, least, lo, hi, S, at, rows, keys, env, D, DV, BLOCK_N,
+                              UPCAST)
     return acc, m, l

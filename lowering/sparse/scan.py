@@ -99,6 +99,32 @@ def weigh_edge(acc, m, l, y, b_q, j0, span, least, lo, hi, S, at, rows, keys, en
 
 
 @triton.jit
+def weigh_right(acc, m, l, y, b_q, start, outer, stop, span, least, lo, hi, S, at, rows, keys, env, D: tl.constexpr,
+                DV: tl.constexpr, BLOCK_N: tl.constexpr, UPCAST: tl.constexpr):
+    """The first tile of [start, stop), then those past `outer`, which some rows see in part, from the last backwards."""
+    right = tl.maximum(outer, start + BLOCK_N)
+    edges = tl.cdiv(tl.maximum(stop - right, 0), BLOCK_N)
+    for n in tl.range(0, tl.where(start < stop, edges + 1, 0), num_stages=1):
+        j0 = tl.where(n == 0, start, right + (edges - n) * BLOCK_N)
+        acc, m, l, y = weigh_edge(acc, m, l, y, b_q, j0, span, least, lo, hi, S, at, rows, keys, env, D, DV, BLOCK_N, UPCAST)
+    return acc, m, l, y
+
+
+@triton.jit
+def weigh_left(acc, m, l, y, b_q, start, inner, span, least, lo, hi, S, at, rows, keys, env, D: tl.constexpr, DV: tl.constexpr,
+               BLOCK_N: tl.constexpr, UPCAST: tl.constexpr):
+    """The tiles before `inner`, which some rows see in part, but for the first, from the last backwards."""
+    if HAS_LO or HAS_TILE:
+        second = start + BLOCK_N
+        left = tl.cdiv(tl.maximum(inner - second, 0), BLOCK_N)
+        for n in tl.range(0, left, num_stages=1):
+            j0 = second + (left - 1 - n) * BLOCK_N
+            acc, m, l, y = weigh_edge(acc, m, l, y, b_q, j0, span, least, lo, hi, S, at, rows, keys, env, D, DV, BLOCK_N,
+                                      UPCAST)
+    return acc, m, l, y
+
+
+@triton.jit
 def scan(b_q, first, last, span, lo, hi, S, at, rows, keys, env, D: tl.constexpr, DV: tl.constexpr, BLOCK_N: tl.constexpr,
          BLOCK_DV: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr):
     """acc [M, DV] float32, m [M], l [M] of the keys [first, last) that are kept; arguments as of the plain `scan`."""
@@ -113,23 +139,15 @@ def scan(b_q, first, last, span, lo, hi, S, at, rows, keys, env, D: tl.constexpr
     else:
         inner = first
     least = smallest(start, stop, env, BLOCK_N)
-    second = start + BLOCK_N
-    right = tl.maximum(outer, second)
-    edges = tl.cdiv(tl.maximum(stop - right, 0), BLOCK_N)                                      # tiles past the whole ones
-    for n in tl.range(0, tl.where(start < stop, edges + 1, 0), num_stages=1):
-        j0 = tl.where(n == 0, start, right + (edges - n) * BLOCK_N)
-        acc, m, l, y = weigh_edge(acc, m, l, y, b_q, j0, span, least, lo, hi, S, at, rows, keys, env, D, DV, BLOCK_N, UPCAST)
-    whole = tl.maximum(inner, second)
+    acc, m, l, y = weigh_right(acc, m, l, y, b_q, start, outer, stop, span, least, lo, hi, S, at, rows, keys, env, D, DV,
+                               BLOCK_N, UPCAST)
+    whole = tl.maximum(inner, start + BLOCK_N)
     count = tl.maximum(outer - whole, 0) // BLOCK_N
     for n in tl.range(0, count, num_stages=STAGES):
         j0 = whole + (count - 1 - n) * BLOCK_N
         acc, m, l, y = weigh(acc, m, l, y, b_q, True, j0, span, least, at, keys, env, D, DV, BLOCK_N, False, True, UPCAST)
-    if HAS_LO or HAS_TILE:
-        left = tl.cdiv(tl.maximum(inner - second, 0), BLOCK_N)
-        for n in tl.range(0, left, num_stages=1):
-            j0 = second + (left - 1 - n) * BLOCK_N
-            acc, m, l, y = weigh_edge(acc, m, l, y, b_q, j0, span, least, lo, hi, S, at, rows, keys, env, D, DV, BLOCK_N,
-                                      UPCAST)
+    acc, m, l, y = weigh_left(acc, m, l, y, b_q, start, inner, span, least, lo, hi, S, at, rows, keys, env, D, DV, BLOCK_N,
+                              UPCAST)
     return acc, m, l
 
 
