@@ -23,7 +23,7 @@ demo: setup
 
 # TESTS="tests/house -k options" chooses; pytest-xdist spreads over WORKERS processes.
 test: setup
-	$(BIN)/python -m pytest -n $(WORKERS) $(TESTS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
 check: setup
 	$(BIN)/ruff check
