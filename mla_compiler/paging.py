@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import sympy
 
-from .costs_latent import Decision
 from .passes import emit, page_cache
 from .passes.absorb_mla import Latents
 from .passes.page_cache import Paged
@@ -37,31 +36,30 @@ class Pages:
 def page(run: Run) -> None:
     """Read pages where they are found and a kernel reads them."""
     for site in run.advance():
-        found, absorbed = run.under(site), site.latent is not None and site.latent.over_latents
+        found, over_latents = run.under(site), site.latent is not None and site.latent.over_latents
         assert site.grids is not None and site.spec is not None and site.raised is not None
         operands = [(site.grids[1], found.sizes.head_dim), (site.grids[2], found.sizes.value_dim)]
-        if absorbed:
+        if over_latents:
             assert site.latent is not None and isinstance(site.latent.parts, Latents)
             parts = site.latent.parts
             operands = [(parts.latent, sympy.Integer(parts.rank)), (parts.rope, sympy.Integer(parts.rope_size))]
         paged = page_cache.match(operands, run.evaluator)
         if paged is None:
             continue
-        why = paged if isinstance(paged, str) else _refused(site, run, paged, absorbed)
+        why = paged if isinstance(paged, str) else _refused(site, run, paged)
         if why or isinstance(paged, str):
             site.pages = Pages(None, why)
             continue
         site.pages = Pages(paged)
-        if site.latent is not None and site.latent.either:
-            site.latent.decision = Decision(True, "expanded it would be gathered from pages")
-            site.spec = replace(site.spec, heads_first=False)
         site.spec = site.raised = page_cache.narrowed(site.spec, paged, found.sizes)
 
 
-def _refused(site: Progress, run: Run, paged: Paged, absorbed: bool) -> str:
+def _refused(site: Progress, run: Run, paged: Paged) -> str:
     """Why no kernel reads these pages; nothing if one does."""
     assert site.found is not None and site.grids is not None and site.spec is not None
-    if absorbed:
+    if site.latent is not None and site.latent.either:
+        return "latents of either form are read densely"
+    if site.latent is not None and site.latent.absorbed:
         plain = paged.k.format == "plain" and paged.k.page == LATENT_PAGE and not paged.k.flat
         return "" if plain else f"latents are read in plain pages of {LATENT_PAGE}; found {Pages(paged).text()}"
     sizes, q = site.found.sizes, site.grids[0].node.meta["val"]

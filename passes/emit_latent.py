@@ -52,7 +52,7 @@ def rewrite(
     slices = _Queries(site, q, evaluator, builder)
     q_latent = _sum([_project(slices.part(key.start, key.size), key, sizes, builder) for key in latents.keys], builder)
     q_rope = slices.part(latents.rope_start, latents.rope_size)
-    latent, rope, pages = _latents(latents, sizes, builder, paged)
+    latent, rope, pages = (*latent_operands(latents, sizes, builder), None) if paged is None else _in_pages(paged, builder)
     attend = builder.call(
         torch.ops.flashmla.attend_latent.default, q_latent, q_rope, latent, rope, tokens, pages, list(given.tables),
         list(given.sizes), list(given.scalars), str(given.spec),
@@ -65,6 +65,13 @@ def rewrite(
     return Emitted(attend, value, out, sources, held, latents.rank)
 
 
+def _in_pages(paged: Paged, builder: Builder) -> tuple[Node, Node, Node]:
+    """latent [PAGES, 64, R], rope [PAGES, 64, P], pages [B, N]"""
+    held = page_cache.build(paged, builder)
+    latent, rope = (builder.call(aten.squeeze.dim, x, 1) for x in (held.k, held.v))
+    return latent, rope, held.pages
+
+
 def latent_operands(latents: Latents, sizes: Sizes, builder: Builder) -> tuple[Node, Node]:
     """latent [B, S, R] and rope [B, S, P]"""
     latent, rope = (
@@ -72,14 +79,6 @@ def latent_operands(latents: Latents, sizes: Sizes, builder: Builder) -> tuple[N
         for grid, size in ((latents.latent, latents.rank), (latents.rope, latents.rope_size))
     )
     return latent, rope
-
-
-def _latents(latents: Latents, sizes: Sizes, builder: Builder, paged: Paged | None) -> tuple[Node, Node, Node | None]:
-    """latent [B, S, R] and rope [B, S, P]; or [PAGES, 64, R] and [PAGES, 64, P] with pages [B, N]."""
-    if paged is not None:
-        held = page_cache.build(paged, builder)
-        return *(builder.call(aten.squeeze.dim, x, 1) for x in (held.k, held.v)), held.pages
-    return *latent_operands(latents, sizes, builder), None
 
 
 class _Queries:

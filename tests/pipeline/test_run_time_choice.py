@@ -11,6 +11,7 @@ from mla_compiler import lowering
 from mla_compiler.ir import Reason
 from mla_compiler.lowering import projected
 from tests.harness import assert_within_twice, compiled, watching
+from tests.ops.pages import store
 from tests.passes.latent_programs import Sizes, inputs
 
 HEADS, NOPE, ROPE, VALUE, RANK = 4, 8, 8, 8, 32
@@ -109,6 +110,25 @@ def test_a_form_that_is_asked_for_is_no_choice(absorb: str, form: str, forms) ->
     with watching() as seen:
         compiled(attention, **{"flashmla.absorb": absorb})(*any_length(operands(3, 40)))
     assert [site.latent.partition(",")[0] for site in seen.sites] == [form] and not forms
+
+
+def test_latents_in_pages_are_gathered_for_it(forms) -> None:
+    def of_pages(q, latents, ropes, table, lengths, weight):
+        c, rope = (torch.ops.flashmla.pool_view(x, None, table, lengths, "plain", x.dtype)[:, 0] for x in (latents, ropes))
+        return attention(q, c, rope, weight)
+
+    order = torch.tensor([[3, 0], [1, 4]])
+    with watching() as seen:
+        ours = compiled(of_pages)
+        for queries in (3, 60):
+            q, c, rope, weight = operands(queries, 128)
+            held = [store(x[:, None], order, 64, 5) for x in (c, rope)]
+            torch._dynamo.mark_dynamic(q, 2)
+            out = ours(q, *held, order.int(), torch.tensor([128, 128], dtype=torch.int32), weight)
+            torch.testing.assert_close(out, attention(q, c, rope, weight))
+    (site,) = seen.sites
+    assert site.latent.startswith("either") and site.pages == "gathered: latents of either form are read densely"
+    assert forms == ["absorbed", "expanded"]
 
 
 def test_what_has_no_expanded_kernel_is_absorbed(monkeypatch, forms) -> None:
