@@ -77,7 +77,7 @@ def choose_paged(spec: AttentionSpec, batch: int, heads: int, queries: int, keys
     """The same for keys and values in pages, which the plain kernels read.
 
     Quantised tiles are unpacked in registers: small ones, by 8 warps. Triton shares the stages out between the loads of `pages`
-    and those of the rows that they lead to: as many for each as a dense kernel has for its rows.
+    and those of the rows that they lead to: as many for each as a dense kernel has for its rows, if there is room: not on AMD.
     """
     if many_rows(spec, queries):
         tiled = prefill.candidates(head_dim, value_dim, dtype.itemsize, prefill.room(spec), machine)
@@ -88,7 +88,8 @@ def choose_paged(spec: AttentionSpec, batch: int, heads: int, queries: int, keys
         known = decode.candidates(spec, shape, prefill.room(spec)[0] == 32, machine)
     few = known if format == "plain" else [choice for choice in known if choice.block_n <= QUANTISED_KEYS[choice.family]]
     found = (few or known[-1:])[0]
-    return dataclasses.replace(found, stages=2 * found.stages - 1, warps=found.warps if format == "plain" else 8)
+    stages = 2 * found.stages - 1 if machine.backend == "cuda" else found.stages
+    return dataclasses.replace(found, stages=stages, warps=found.warps if format == "plain" else 8)
 
 
 @lru_cache(maxsize=4096)

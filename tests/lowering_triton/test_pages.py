@@ -62,9 +62,12 @@ def compiled(format, queries, dim, arch, dtype=torch.bfloat16, page=64):
 @pytest.mark.parametrize("queries", [1, 4096])
 @pytest.mark.parametrize("arch, format", [
     *(("sm_90", format) for format in FORMATS), ("sm_80", "fp8"), ("sm_89", "fp8"), ("sm_100", "int4"), ("gfx942", "int8"),
+    ("gfx942", "plain"),
 ])
 def test_every_architecture(arch, queries, format):
-    kernel = compiled(format, queries, 128, arch)
+    # float16 for fp8: Triton 3.6 keeps for all targets of a process how the first one turns e4m3 into bfloat16.
+    dtype = torch.float16 if format == "fp8" else torch.bfloat16
+    kernel = compiled(format, queries, 64 if arch == "gfx942" else 128, arch, dtype)
     assert kernel.registers > 0 and 0 < kernel.shared <= MACHINES[arch].shared_memory
     assert "tt.dot" in kernel.ttir and (arch != "sm_90" or kernel.spills == 0)
 

