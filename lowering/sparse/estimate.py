@@ -13,8 +13,7 @@ import triton
 import triton.language as tl
 
 from ..rows import load_rows
-from ..scan import hull, samples, segments, tile_range
-from .promises import ALPHA, both, log2_sum, promises
+from .promises import ALPHA, both, log2_sum, promises, tile_of
 
 
 @triton.jit
@@ -48,14 +47,7 @@ def estimate(q, q_strides, words, norms, first, second, scores, H, T, S, X, CAPA
              BLOCK_D: tl.constexpr, BOX: tl.constexpr, CHUNK: tl.constexpr, MEAN: tl.constexpr, UPCAST: tl.constexpr):
     env = operands
     pid = tl.program_id(0)
-    tiles = tl.cdiv(T, BLOCK_M)
-    h = pid // tiles % H
-    b = pid // tiles // H
-    row = (tiles - 1 - pid % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)                          # [M]
-    i = tl.minimum(row, T - 1)[:, None]
-    lo, hi = hull(b, h, i, S, env, BLOCK_M)
-    begin, end = tile_range(lo, hi, S)
-    start, inner, outer, stop = segments(begin // BLOCK_N * BLOCK_N, end, lo, hi, S, (b, h, samples(i, BLOCK_M)), env, BLOCK_N)
+    b, h, row, lo, hi, start, inner, outer, stop = tile_of(pid, H, T, S, env, BLOCK_M, BLOCK_N)
     rows, i, lo, hi = rows_of(q, q_strides, words, norms, b, h, H, T, row, lo, hi, D, BLOCK_D, BOX)
     keys = keys_of(first, second, b * (H // GROUP) + h // GROUP, X, D)
     top = start + tl.cdiv(tl.maximum(stop - start, 0), BLOCK_N) * BLOCK_N

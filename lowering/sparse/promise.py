@@ -13,8 +13,7 @@ import triton
 import triton.language as tl
 
 from ..rows import load_rows
-from ..scan import hull, samples, segments, tile_range
-from .promises import ALPHA, both, log2_sum, promises
+from .promises import ALPHA, both, log2_sum, promises, tile_of
 
 
 @triton.jit(do_not_specialize=["T", "S", "X", "CAPACITY"])
@@ -24,21 +23,13 @@ def promise(q, q_strides, centre, half, listed, counts, share, H, T, S, X, CAPAC
     env = operands
     PER: tl.constexpr = BLOCK_N // BOX
     pid = tl.program_id(0)
-    tiles = tl.cdiv(T, BLOCK_M)
-    h = pid // tiles % H
-    b = pid // tiles // H
-    row = (tiles - 1 - pid % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)                          # [M]
-    i = tl.minimum(row, T - 1)[:, None]
-    lo, hi = hull(b, h, i, S, env, BLOCK_M)
-    begin, end = tile_range(lo, hi, S)
-    first = begin // BLOCK_N * BLOCK_N
-    start, inner, outer, stop = segments(first, end, lo, hi, S, (b, h, samples(i, BLOCK_M)), env, BLOCK_N)
+    b, h, row, lo, hi, start, inner, outer, stop = tile_of(pid, H, T, S, env, BLOCK_M, BLOCK_N)
     p_q = q + b.to(tl.int64) * q_strides[0] + h.to(tl.int64) * q_strides[1]
     b_q = load_rows(p_q, q_strides[2], q_strides[3], tl.minimum(row, T - 1), 0, T, D, BLOCK_D, False)    # [M, D]
     b_a = (tl.abs(b_q.to(tl.float32)) * ALPHA).to(b_q.dtype)
     kv_head = (b * (H // GROUP) + h // GROUP).to(tl.int64) * X * D
     keys = (centre + kv_head, half + kv_head)
-    at = (b, h, i)
+    at = (b, h, tl.minimum(row, T - 1)[:, None])
 
     o_n = tl.arange(0, CHUNK * PER)                                                            # boxes, tiles from the last
     o_t = tl.arange(0, CHUNK)
