@@ -168,7 +168,7 @@ def compile_latent(
         for name, tile in exchange.tiles(choice, heads, rank).items():
             box = [1] * ((4 if name in ("q_latent", "q_rope", "out") else 3) - len(tile)) + list(tile)
             types[name] = tma.tile_type(kind.removeprefix("*"), box, dtype)
-        types["workspace"] = tma.tile_type("fp32", list(exchange.part(rank)), torch.float32)
+        types["workspace"] = tma.tile_type("fp32", list(exchange.part(choice, heads, 1, rank)), torch.float32)
         constants, registers = exchange.constants(choice, heads, rank, width, paged), tma.REGISTERS
         constants |= {} if choice.programs else {"cuts": None}
         constants |= {} if choice.programs or choice.kv_splits > 1 else {"workspace": None, "lse": None}

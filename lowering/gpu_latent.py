@@ -166,7 +166,7 @@ def _exchange(spec: AttentionSpec, choice: Choice, given: Latents, operands: lis
     by_tma = exchange.described(choice, tensors)
     latents = [by_tma["latent"], by_tma["rope"]] if given.tokens is None else _with_strides(
         latent, rope, given.tokens)
-    parts = None if workspace is None else exchange.describe(workspace, *exchange.part(rank))
+    parts = None if workspace is None else exchange.describe(workspace, *exchange.part(choice, heads, queries, rank))
     arguments = (by_tma["q_latent"], by_tma["q_rope"], *latents, *_or_none(given.pages, 2), by_tma["out"], parts, lse, cuts,
                  *sizes, *operands)
     fixed = exchange.constants(choice, heads, rank, shape.rope, given.pages is not None)

@@ -8,7 +8,7 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 from ..hooks import HAS_LO, HAS_SINK, sink
 from ..hopper.rings import flat
 from ..hopper.softmax import join_sink
-from ..hopper.tiles import hull, least, most, slot
+from ..hopper.tiles import hull, least, most, slot, uniform
 from .balance import divide, keys_of, keys_of_part, parts_of, row_tiles
 from .early import asked_early, pass_over
 from .parts import join_parts, place, rows_of, store_part, store_rows
@@ -52,8 +52,8 @@ def attend_tiles(b_q, rings, bars, use, first, count, at, lo, hi, span, env, STA
     m = gl.full([64], float("-inf"), gl.float32, gl.SliceLayout(1, s_layout))
     l = gl.zeros([64], gl.float32, gl.SliceLayout(1, s_layout))
     acc = gl.zeros([64, DV], gl.float32, o_layout)
-    inside = most(lo) if HAS_LO else first
-    beyond = least(hi)
+    inside = uniform(most(lo)) if HAS_LO else first
+    beyond = uniform(least(hi))
     for t in range(count):
         slot_at, phase = slot(use + t, STAGES)
         j0 = first + t * BLOCK_N
@@ -90,7 +90,7 @@ def finish(wg: gl.constexpr, tensors, acc, lse, part, item, first, parts, T, ite
         store_part(place(workspace, part, part - first, wg, WARPGROUPS, ROWS, DV), acc, lse, m_row, DV, ROWS)
         tl.debug_barrier()                                          # all threads have stored before one of them counts
         count_at = counters + item * WARPGROUPS + wg
-        if gl.atomic_add(count_at, 1, sem="acq_rel") == parts - 1:
+        if uniform(gl.atomic_add(count_at, 1, sem="acq_rel")) == parts - 1:
             gl.store(count_at, 0)
             join_parts(workspace, out, out_strides, b, x, first, parts, T, DV, acc.shape[1], GROUP, BLOCK_M, BLOCK_T, BLOCK_R,
                        ROWS, wg, WARPGROUPS)
@@ -106,14 +106,15 @@ def attend_part(wg: gl.constexpr, tensors, b_q, rings, bars, use, line, part, it
     o_rows: gl.constexpr = gl.SliceLayout(1, o_layout)
     b = item // items
     x = item - b * items
-    start, _n = keys_of(line, b)
+    start = uniform(keys_of(line, b)[0])
     fill_queries(b_q, tensors[0], tensors[1], b, x, T, wg, D, GROUP, BLOCK_M, BLOCK_T)
     h, i, _m = rows_of(x, wg * 64, T, GROUP, BLOCK_M, BLOCK_T, 64, gl.SliceLayout(1, s_layout))
     lo, hi = hull(b, h, i, S, env)
-    span = (least(gl.where(lo < hi, lo, S)) if HAS_LO else start, most(gl.where(lo < hi, hi, 0)))
+    span = (uniform(least(gl.where(lo < hi, lo, S))) if HAS_LO else start, uniform(most(gl.where(lo < hi, hi, 0))))
     acc, m, l = attend_tiles(b_q, rings, bars, use, start + before * BLOCK_N, count, (b, h, i), lo, hi, span, env, STAGES,
                              BLOCK_N)
     first, parts = parts_of(line, item, items, FEW)
+    first, parts = uniform(first), uniform(parts)
     if HAS_SINK:
         a = gl.max(sink(b, h, i, env) + gl.zeros([64, 1], gl.float32, s_layout), 1)
         m, l, shrink = join_sink(m, l, gl.where(part == first, a, float("-inf")))
@@ -133,11 +134,12 @@ def consume(wg: gl.constexpr, tensors, b_q, rings, bars, sizes, env, D: gl.const
     line = divide(B, T, S, items, FEW, env, BLOCK_N, BLOCK_B, BLOCK_T)
     part = gl.program_id(0)
     item, before, left = keys_of_part(line, part, items, B, FEW)
-    use = (asked_early(part, B, items, FEW) & (line[4] == 0)).to(gl.int32)
+    item, before, left = uniform(item), uniform(before), uniform(left)
+    use = uniform((asked_early(part, B, items, FEW) & (line[4] == 0)).to(gl.int32))
     if use > 0:
         pass_over(bars)
     while left > 0:
-        count = gl.minimum(keys_of(line, item // items)[1] - before, left)
+        count = gl.minimum(uniform(keys_of(line, item // items)[1]) - before, left)
         attend_part(wg, tensors, b_q.index(wg), rings, bars, use, line, part, item, before, count, T, S, items, FEW, env, D, DV,
                     GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_T, BLOCK_R, ROWS)
         use += count

@@ -17,7 +17,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
 from ..hopper.rings import ring, space
-from ..hopper.tiles import slot
+from ..hopper.tiles import slot, uniform
 from .balance import divide, keys_of, keys_of_part, row_tiles
 from .consumer import consume
 from .early import asked_early
@@ -67,14 +67,15 @@ def load(k, v, rings, bars, sizes, env, GROUP: gl.constexpr, STAGES: gl.constexp
         load_tile(v, rings[1], bars[1], 0, b, (part - b * items) // tiles, 0, STAGES)
     line = divide(B, T, S, items, FEW, env, BLOCK_N, BLOCK_B, BLOCK_T)
     item, before, left = keys_of_part(line, part, items, B, FEW)
-    known = (early & line[4]).to(gl.int32)
+    item, before, left = uniform(item), uniform(before), uniform(left)
+    known = uniform((early & line[4]).to(gl.int32))
     use = early.to(gl.int32) - known
     while left > 0:
         b = item // items
         start, n = keys_of(line, b)
-        count = gl.minimum(n - before, left)
+        count = gl.minimum(uniform(n) - before, left)
         head = (item - b * items) // tiles
-        first = start + before * BLOCK_N
+        first = uniform(start) + before * BLOCK_N
         for t in range(known, count):
             load_tile(k, rings[0], bars[0], use + t, b, head, first + t * BLOCK_N, STAGES)
             load_tile(v, rings[1], bars[1], use + t, b, head, first + t * BLOCK_N, STAGES)

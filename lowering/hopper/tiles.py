@@ -32,3 +32,13 @@ def least(x):
 @gluon.jit
 def most(x):
     return gl.max(gl.max(x, 1), 0)
+
+
+@gluon.jit
+def uniform(x):
+    """An int32 that all threads of a warp have alike, which the assembler cannot know: to a register of the warp's own.
+
+    TMA takes its coordinates from such; branches on them need not reckon with threads that part.
+    """
+    return gl.inline_asm_elementwise("shfl.sync.idx.b32 $0, $1, 0, 31, 0xFFFFFFFF;", "=r,r", [x.to(gl.int32)], dtype=gl.int32,
+                                     is_pure=True, pack=1)

@@ -95,9 +95,12 @@ def tiles(choice: Choice, heads: int, rank: int) -> dict[str, tuple[int, ...]]:
     return found | ({"latent": (BLOCK_N, half), "rope": (BLOCK_N, LARGEST_ROPE)} if choice.family == "mla_exchange" else {})
 
 
-def part(rank: int) -> tuple[int, int]:
-    """The tile of the descriptor of parts [slots * 64, R], float32: what the queries' memory of a warpgroup holds."""
-    return ROWS, padded(rank) // 4
+def part(choice: Choice, heads: int, queries: int, rank: int) -> tuple[int, int]:
+    """The tile of the descriptor of parts [slots * 64, R], float32, in the queries' memory of a warpgroup: rows that there are.
+
+    8 at least, which are swizzled together.
+    """
+    return min(ROWS, max(8, box(choice, heads) * _power(queries))), padded(rank) // 4
 
 
 def described(choice: Choice, given: dict[str, Tensor]) -> dict[str, Any]:

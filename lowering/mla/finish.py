@@ -2,7 +2,7 @@
 
 They go through the memory of the queries, which are not needed any more, to TMA: as they lie in registers, rows would be
 written 8 bytes a thread at a time. Parts are float32 and go in two halves, for which there is room one after the other.
-Workspace: parts [slots * lanes * 64, R], each normalised, a descriptor of boxes [64, HALF / 2]; lse [slots * lanes, 64] in
+Workspace: parts [slots * lanes * 64, R], each normalised, a descriptor of boxes [rows that there are, HALF / 2]; lse [slots * lanes, 64] in
 units of log2, -inf where a part saw no key.
 """
 
@@ -63,7 +63,8 @@ def finish(w: gl.constexpr, acc, m, l, place, message, queries, small, bars, tur
             for part in gl.static_range(2):
                 room.store(halves[part])
                 fence_async_shared()
-                tma.async_copy_shared_to_global(workspace, [at, w * HALF + part * (HALF // 2)], room)
+                there = room.slice(0, workspace.block_type.shape[0], 0)
+                tma.async_copy_shared_to_global(workspace, [at, w * HALF + part * (HALF // 2)], there)
                 tma.store_wait(0)
             if w == 0:
                 gl.store(lse + at + gl.arange(0, ROWS, m.type.layout), m + gl.log2(l))

@@ -16,6 +16,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.language.extra.cuda import gdc_launch_dependents
 
 from .exchange import even, odd
+from ..hopper.tiles import uniform
 from .line import note_cuts, plan_of, segment_of, slot_of
 from .memory import ask, begin, common, pieces
 from .rows import PAGE, live_of, place_of
@@ -26,7 +27,7 @@ def page_of(pages, strides, item, j0, m_any, IN_PAGES: gl.constexpr):
     """The page of key j0 of an item, where m_any; without pages, the item."""
     if IN_PAGES:
         at = pages + gl.cast(item, gl.int64) * strides[0] + (j0 // PAGE).to(gl.int64) * strides[1]
-        return gl.load(at, mask=m_any, other=0)
+        return uniform(gl.load(at, mask=m_any, other=0))
     else:
         return item
 

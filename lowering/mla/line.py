@@ -13,7 +13,7 @@ keys [begin, last) in `count` tiles from `first` on, one at least; block `holder
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from ..hopper.tiles import hull
+from ..hopper.tiles import hull, uniform
 from .rows import CHOSEN, lane_of
 
 LEAST_TILES = gl.constexpr(3)
@@ -45,16 +45,16 @@ def share(tiles, blocks):
     """
     PER: gl.constexpr = tiles.type.layout.parent.size_per_thread[0]
     layout: gl.constexpr = gl.BlockedLayout([PER, 8], [32, 1], [gl.num_warps(), 1], [1, 0])
-    total = gl.sum(tiles, 0)
+    total = uniform(gl.sum(tiles, 0))
     each = gl.maximum((total + blocks - 1) // blocks, LEAST_TILES)
     limit = each + 1 + each // 8
     whole = each + gl.arange(0, 8, gl.SliceLayout(0, layout)) * (1 + each // 32)               # [8]
     n = gl.convert_layout(tiles, gl.SliceLayout(1, layout))[:, None]
     parts = gl.sum((n + whole[None, :] - 1) // whole[None, :], 0)                              # [8]
-    found = gl.min(gl.where((parts <= blocks) & (whole <= limit), whole, NONE), 0)
-    longest = gl.max(tiles, 0)
+    found = uniform(gl.min(gl.where((parts <= blocks) & (whole <= limit), whole, NONE), 0))
+    longest = uniform(gl.max(tiles, 0))
     several = (each + longest - 1) // longest * longest
-    alike = longest == gl.min(gl.where(tiles > 0, tiles, NONE), 0)
+    alike = longest == uniform(gl.min(gl.where(tiles > 0, tiles, NONE), 0))
     if (found == NONE) & alike & (several <= limit):
         each = several
     fits = found < NONE
@@ -74,7 +74,7 @@ def item_at(at, tiles):
     found = at * 0
     step = found + tiles.shape[0] // 2
     while step > 0:
-        before = gl.sum(gl.where(o_b < found + step, tiles, 0), 0)
+        before = uniform(gl.sum(gl.where(o_b < found + step, tiles, 0), 0))
         found = gl.where(before <= at, found + step, found)
         step = step // 2
     return found
@@ -99,7 +99,7 @@ def plan_of(sizes, env, N: gl.constexpr, BLOCK_B: gl.constexpr, BLOCK_T: gl.cons
             _begin, _end, tiles = lengths(sizes, env, N, BLOCK_B, BLOCK_T)
             each, whole = share(tiles, gl.num_programs(0) // lanes)
             tiles = lengthened(tiles, each, whole)
-            total = gl.sum(tiles, 0)
+            total = uniform(gl.sum(tiles, 0))
             at = gl.minimum(w * each, total)
             stop = gl.minimum(at + each, total)
             first = gl.minimum(item_at(at, tiles), B - 1)
@@ -132,10 +132,10 @@ def segment_of(item, live, plan, sizes, env, N: gl.constexpr, BLOCK_B: gl.conste
             begins, ends, tiles = lengths(sizes, env, N, BLOCK_B, BLOCK_T)
             tiles = lengthened(tiles, each, whole)
             o_b = gl.arange(0, BLOCK_B, tiles.type.layout)
-            n = gl.sum(gl.where(o_b == item, tiles, 0), 0)
-            line = gl.sum(gl.where(o_b < item, tiles, 0), 0)
-            begin = gl.sum(gl.where(o_b == item, begins, 0), 0)
-            end = gl.sum(gl.where(o_b == item, ends, 0), 0)
+            n = uniform(gl.sum(gl.where(o_b == item, tiles, 0), 0))
+            line = uniform(gl.sum(gl.where(o_b < item, tiles, 0), 0))
+            begin = uniform(gl.sum(gl.where(o_b == item, begins, 0), 0))
+            end = uniform(gl.sum(gl.where(o_b == item, ends, 0), 0))
         holder = line // each
         parts = (line + n - 1) // each - holder + 1
         part = w - holder

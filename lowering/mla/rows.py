@@ -13,7 +13,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 
 from ..hooks import HAS_HI, HAS_LO
-from ..hopper.tiles import hull, least, most
+from ..hopper.tiles import hull, least, most, uniform
 
 ROWS = gl.constexpr(64)
 PAGE = gl.constexpr(64)
@@ -65,10 +65,10 @@ def live_of(place, sizes, env, BLOCK_H: gl.constexpr):
         h, i, _m_row = rows_at(h0, i0, sizes, BLOCK_H, layout)
         lo, hi = hull(b, h, i, sizes[3], env)
         if HAS_LO:
-            begin = least(gl.where(lo < hi, lo, sizes[3]))
-            above = most(lo)
-        end = most(gl.where(lo < hi, hi, 0))
-        below = least(hi)
+            begin = uniform(least(gl.where(lo < hi, lo, sizes[3])))
+            above = uniform(most(lo))
+        end = uniform(most(gl.where(lo < hi, hi, 0)))
+        below = uniform(least(hi))
     return begin, end, above, below
 
 
@@ -83,7 +83,7 @@ def tell(message, numbers):
 @gluon.jit
 def told(message, at: gl.constexpr):
     """Number `at`."""
-    return gl.max(message.index(at).load(gl.BlockedLayout([1], [32], [gl.num_warps()], [0])), 0)
+    return uniform(gl.max(message.index(at).load(gl.BlockedLayout([1], [32], [gl.num_warps()], [0])), 0))
 
 
 @gluon.jit

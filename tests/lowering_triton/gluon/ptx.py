@@ -63,6 +63,7 @@ _INSTRUCTIONS = {
     "mov.f32": lambda x: x,
     "setp.neu.f32": lambda x, y: ~(floats(x) == floats(y)),
     "setp.neu.or.f32": lambda x, y, p: ~(floats(x) == floats(y)) | p,
+    "shfl.sync.idx.b32": lambda x, lane, clamp, members: x,
     "vote.sync.any.pred": lambda p, members: p.any(),
     "ex2.approx.ftz.f32": lambda x: torch.where(torch.exp2(x) < 2.0**-126, 0.0, torch.exp2(x)),
     "mul.rn.f32": lambda x, y: floats(x) * floats(y),
