@@ -2,8 +2,8 @@
 
 They go through the memory of the queries, which are not needed any more, to TMA: as they lie in registers, rows would be
 written 8 bytes a thread at a time. Parts are float32 and go in two halves, for which there is room one after the other.
-Workspace: parts [slots * lanes * 64, R], each normalised, a descriptor of boxes [rows that there are, HALF / 2]; lse [slots * lanes, 64] in
-units of log2, -inf where a part saw no key.
+Workspace: parts [slots * lanes * 64, R], each normalised, a descriptor of boxes of as many rows as there are and HALF / 2
+columns; lse [slots * lanes, 64] in units of log2, -inf where a part saw no key.
 """
 
 from triton.experimental import gluon

@@ -15,8 +15,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.language.extra.cuda import gdc_launch_dependents
 
-from .exchange import even, odd
 from ..hopper.tiles import uniform
+from .exchange import even, odd
 from .line import note_cuts, plan_of, segment_of, slot_of
 from .memory import ask, begin, common, pieces
 from .rows import PAGE, live_of, place_of

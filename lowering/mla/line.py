@@ -6,8 +6,9 @@ Without a line (BLOCK_B = 0) a block has one item, or one of SPLITS equal parts 
 A part of an item that has several goes to a slot of the workspace: without a line to slot w; with one, the first part of an
 item to slot 2 w + 1 and others to 2 w, for a block may end one item and begin another.
 
-A plan is (at, stop, each, whole, first item, one past the last); a segment is (part, parts, holder, begin, last, first, count):
-keys [begin, last) in `count` tiles from `first` on, one at least; block `holder` of the lane has part 0.
+A plan is (at, stop, each, whole, first item, one past the last, tiles of each item or 0 where they differ); a segment is
+(part, parts, holder, begin, last, first, count): keys [begin, last) in `count` tiles from `first` on, one at least; block
+`holder` of the lane has part 0.
 """
 
 from triton.experimental import gluon
@@ -41,7 +42,7 @@ def share(tiles, blocks):
     """(tiles of a block, whether items are cut at their own starts) for tiles [BLOCK_B] of each item.
 
     A block whose share spans two items pays two starts and two merges. Where a share a little larger lets every item be cut at
-    its own start, or a block have a few whole ones, it is taken.
+    its own start, it is taken.
     """
     PER: gl.constexpr = tiles.type.layout.parent.size_per_thread[0]
     layout: gl.constexpr = gl.BlockedLayout([PER, 8], [32, 1], [gl.num_warps(), 1], [1, 0])
@@ -52,13 +53,20 @@ def share(tiles, blocks):
     n = gl.convert_layout(tiles, gl.SliceLayout(1, layout))[:, None]
     parts = gl.sum((n + whole[None, :] - 1) // whole[None, :], 0)                              # [8]
     found = uniform(gl.min(gl.where((parts <= blocks) & (whole <= limit), whole, NONE), 0))
-    longest = uniform(gl.max(tiles, 0))
-    several = (each + longest - 1) // longest * longest
-    alike = longest == uniform(gl.min(gl.where(tiles > 0, tiles, NONE), 0))
-    if (found == NONE) & alike & (several <= limit):
-        each = several
     fits = found < NONE
     return gl.where(fits, found, each), fits
+
+
+@gluon.jit
+def share_alike(B, n, blocks):
+    """As `share`, for n tiles of each of B items; or a block has a few whole ones."""
+    each = gl.maximum((B * n + blocks - 1) // blocks, LEAST_TILES)
+    limit = each + 1 + each // 8
+    most = gl.maximum(blocks // B, 1)
+    whole = gl.maximum((n + most - 1) // most, LEAST_TILES)
+    several = (each + n - 1) // n * n
+    fits = (blocks >= B) & (whole <= limit)
+    return gl.where(fits, whole, gl.where(several <= limit, several, each)), fits
 
 
 @gluon.jit
@@ -87,31 +95,49 @@ def plan_of(sizes, env, N: gl.constexpr, BLOCK_B: gl.constexpr, BLOCK_T: gl.cons
     _lane, lanes = lane_of(sizes, BLOCK_H)
     w = gl.program_id(0) // lanes
     if BLOCK_B == 0:
-        return w * 0, w * 0, SPLITS, w >= 0, w // SPLITS, w // SPLITS + 1
+        return w * 0, w * 0, SPLITS, w >= 0, w // SPLITS, w // SPLITS + 1, w * 0
     else:
         if CHOSEN:
             total = B * T * STEP
             at = gl.minimum(w * EACH, total)
             stop = gl.minimum(at + EACH, total)
             first = gl.minimum(at // STEP, B * T - 1)
-            return at, stop, EACH, w >= 0, first, gl.maximum((stop + STEP - 1) // STEP, first + 1)
+            return at, stop, EACH, w >= 0, first, gl.maximum((stop + STEP - 1) // STEP, first + 1), STEP
         else:
-            _begin, _end, tiles = lengths(sizes, env, N, BLOCK_B, BLOCK_T)
-            each, whole = share(tiles, gl.num_programs(0) // lanes)
-            tiles = lengthened(tiles, each, whole)
-            total = uniform(gl.sum(tiles, 0))
-            at = gl.minimum(w * each, total)
-            stop = gl.minimum(at + each, total)
-            first = gl.minimum(item_at(at, tiles), B - 1)
-            return at, stop, each, whole, first, gl.where(at < stop, item_at(stop - 1, tiles) + 1, first + 1)
+            return plan_of_lengths(w, gl.num_programs(0) // lanes, sizes, env, N, BLOCK_B, BLOCK_T)
+
+
+@gluon.jit
+def plan_of_lengths(w, blocks, sizes, env, N: gl.constexpr, BLOCK_B: gl.constexpr, BLOCK_T: gl.constexpr):
+    """The same, where the lengths say it. Of equal lengths no item need be searched for: that takes microseconds."""
+    B = sizes[0]
+    _begin, _end, tiles = lengths(sizes, env, N, BLOCK_B, BLOCK_T)
+    n = uniform(gl.max(tiles, 0))
+    if n == uniform(gl.min(gl.where(tiles > 0, tiles, NONE), 0)):
+        each, whole = share_alike(B, n, blocks)
+        n = lengthened(n, each, whole)
+        at = gl.minimum(w * each, B * n)
+        stop = gl.minimum(at + each, B * n)
+        first = gl.minimum(at // n, B - 1)
+        beyond = gl.maximum((stop + n - 1) // n, first + 1)
+    else:
+        each, whole = share(tiles, blocks)
+        tiles = lengthened(tiles, each, whole)
+        total = uniform(gl.sum(tiles, 0))
+        n = n * 0
+        at = gl.minimum(w * each, total)
+        stop = gl.minimum(at + each, total)
+        first = gl.minimum(item_at(at, tiles), B - 1)
+        beyond = gl.where(at < stop, item_at(stop - 1, tiles) + 1, first + 1)
+    return at, stop, each, whole, first, beyond, n
 
 
 @gluon.jit
 def segment_of(item, live, plan, sizes, env, N: gl.constexpr, BLOCK_B: gl.constexpr, BLOCK_T: gl.constexpr,
                BLOCK_H: gl.constexpr):
     """What this block does of an item; live: the keys [begin, end) that its rows see."""
-    _B, _H, _T, S, K, SPLITS, _EACH, STEP = sizes
-    at, stop, each, whole, _first, _beyond = plan
+    _B, _H, _T, S, K, SPLITS, _EACH, _STEP = sizes
+    at, stop, each, whole, _first, _beyond, alike = plan
     _lane, lanes = lane_of(sizes, BLOCK_H)
     w = gl.program_id(0) // lanes
     begin, end = live
@@ -126,16 +152,17 @@ def segment_of(item, live, plan, sizes, env, N: gl.constexpr, BLOCK_B: gl.conste
         first_tile = part * ((tiles + SPLITS - 1) // SPLITS)
         last_tile = first_tile + (tiles + SPLITS - 1) // SPLITS
     else:
-        n = STEP
-        line = item * STEP
-        if not CHOSEN:
-            begins, ends, tiles = lengths(sizes, env, N, BLOCK_B, BLOCK_T)
-            tiles = lengthened(tiles, each, whole)
-            o_b = gl.arange(0, BLOCK_B, tiles.type.layout)
-            n = uniform(gl.sum(gl.where(o_b == item, tiles, 0), 0))
-            line = uniform(gl.sum(gl.where(o_b < item, tiles, 0), 0))
-            begin = uniform(gl.sum(gl.where(o_b == item, begins, 0), 0))
-            end = uniform(gl.sum(gl.where(o_b == item, ends, 0), 0))
+        n = alike
+        line = item * alike
+        if not CHOSEN:  # noqa: SIM102 (one is of the compiler, one of the launch)
+            if (alike == 0) | (BLOCK_T > 1):
+                begins, ends, tiles = lengths(sizes, env, N, BLOCK_B, BLOCK_T)
+                tiles = lengthened(tiles, each, whole)
+                o_b = gl.arange(0, BLOCK_B, tiles.type.layout)
+                n = uniform(gl.sum(gl.where(o_b == item, tiles, 0), 0))
+                line = uniform(gl.sum(gl.where(o_b < item, tiles, 0), 0))
+                begin = uniform(gl.sum(gl.where(o_b == item, begins, 0), 0))
+                end = uniform(gl.sum(gl.where(o_b == item, ends, 0), 0))
         holder = line // each
         parts = (line + n - 1) // each - holder + 1
         part = w - holder
