@@ -90,15 +90,27 @@ def chosen(spec: AttentionSpec) -> str:
     return "list" if spec.sparsity.selects else "threshold" if spec.sparsity != EXACTLY else ""
 
 
+def decides(spec: AttentionSpec) -> bool:
+    """Whether the kernel itself leaves tiles out, tile by tile."""
+    return spec.sparsity.log2_limit > -math.inf
+
+
+def _inward(spec: AttentionSpec) -> tuple[str, ...]:
+    """What takes the place of functions of the Hopper kernel in one that leaves tiles out."""
+    return ("sparse/inward.py",) if chosen(spec) else ()
+
+
 def _gluon(spec: AttentionSpec, family: str) -> str:
     """The module of a Gluon kernel: its hooks are the same text, in Gluon's names."""
-    files = [_HERE / name for name in _GLUON[family]]
+    files = [_HERE / name for name in (*_GLUON[family], *(_inward(spec) if family == "hopper" else ()))]
     flags = {
         "HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_SINK": spec.sink is not None, "SCALE": _scale(spec),
     }
     wanted = list(hooks(spec))
     if family == "hopper":
         flags |= {"HAS_RESIDUE": spec.residue != sympy.true, "HAS_TILE": spec.tile is not None}
+        if chosen(spec):
+            flags |= {"LISTED": chosen(spec) == "list", "THRESHOLD": decides(spec)}
     else:
         wanted = [hook for hook in wanted if hook.name not in ("residue", "tile_class")]
     if family.endswith("exchange"):

@@ -16,6 +16,7 @@ import torch
 
 from ... import expr as E
 from ...ir import AttentionSpec
+from ...sparsity import EXACTLY
 from ..choice import Choice, padded, padded_value
 from ..machine import Machine
 
@@ -34,7 +35,7 @@ def serves(spec: AttentionSpec, head_dim: int, value_dim: int, dtype: torch.dtyp
     """Whether there is a kernel: for hulls and classed tiles, in 16 bits, with rows of whole 16 bytes."""
     return (
         machine.backend == "cuda" and machine.capability == (9, 0) and dtype in (torch.float16, torch.bfloat16)
-        and _planned(spec) and padded_value(head_dim, value_dim) == padded(value_dim)
+        and _planned(spec) and _leaves_out(spec) and padded_value(head_dim, value_dim) == padded(value_dim)
         and head_dim % 8 == value_dim % 8 == 0 and has_gluon()
     )
 
@@ -43,6 +44,12 @@ def _planned(spec: AttentionSpec) -> bool:
     """Whether only tiles at an edge ask more than their scores: of each element, or of a residue."""
     by_element = any({E.i, E.j} <= load.free_symbols for load in E.loads(spec.score))
     return not by_element and (spec.residue == sympy.true or spec.tile is not None)
+
+
+def _leaves_out(spec: AttentionSpec) -> bool:
+    """Whether it leaves out what the spec does: of hulls alone, and without an account."""
+    return spec.sparsity == EXACTLY or (spec.residue == sympy.true and not spec.site and spec.sparsity.selects
+                                        and not spec.sparsity.then)
 
 
 @lru_cache(maxsize=1)
@@ -60,7 +67,7 @@ def configure(spec: AttentionSpec, head_dim: int, value_dim: int, machine: Machi
 
 def candidates(spec: AttentionSpec, head_dim: int, value_dim: int, machine: Machine) -> list[Choice]:
     """Those that fit, the preferred first; the smallest if none does."""
-    tiles = _NARROW if padded(value_dim) <= 64 else _TILES
+    tiles = _NARROW if padded(value_dim) <= 64 and spec.sparsity == EXACTLY else _TILES
     all_ = [Choice("hopper", *tile[:2], 4, tile[2], ping_pong=turns, persistent=True, overlap=overlap)
             for tile in tiles for turns, overlap in _forms(spec, tile[0], head_dim, value_dim)]
     return [choice for choice in all_ if _fits(spec, choice, head_dim, value_dim, machine)] or all_[-3:]

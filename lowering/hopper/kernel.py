@@ -59,7 +59,7 @@ def load(descs, bufs, bars, items, lists, sizes, GROUP: gl.constexpr):
         b = item[0]
         h = item[1]
         count = item[7]
-        p_list = list_of(lists, n, sizes)
+        p_list = list_of(lists, n, item, sizes)
         nearly = gl.maximum(count - (AHEAD_LISTED if HAS_TILE else AHEAD), 0)
         for t in range(count):
             mbarrier.arrive(items[3], pred=t == nearly)

@@ -20,7 +20,8 @@ from ..launch import launch
 BOX = 16
 """Keys of a box. SmolLM2 at 2048 tokens, any tile of 64 keys with 0.05 of a row: boxes of 16 leave out 44%, of 32 and of 64
 as much at a higher loss."""
-CHUNK = 16
+CHUNK, CHUNK_KEYS = 16, 1024
+"""Tiles looked at together, and the most keys of them."""
 BLOCK_X = 8
 BITS = 64
 """Directions of a signature."""
@@ -45,10 +46,15 @@ def listed(load: Callable[[str], ModuleType], spec: AttentionSpec, choice: Choic
         known = signatures_of(q, k) if family == "lsh" else (q, q, *boxes_of(k))
         scores = q.new_full((programs, capacity), -1.0, dtype=torch.float32)
         arguments = (q, q.stride(), *known, scores, *sizes)
-    launch(kernel, (programs,), arguments, fixed, choice.warps, 1, q.device.index)
+    launch(kernel, (programs,), arguments, fixed, warps(choice), 1, q.device.index)
     if family != "promise":
         ranked(scores, tiles, counts, policy.value, policy.measure == "mass")
     return tiles, counts, capacity
+
+
+def warps(choice: Choice) -> int:
+    """Of a program of that kernel."""
+    return 8 if choice.family == "hopper" else choice.warps
 
 
 def family_of(policy: Sparsity) -> str:
@@ -60,7 +66,7 @@ def constants(spec: AttentionSpec, choice: Choice, head_dim: int, upcast: bool) 
     """Compile-time constants of that kernel."""
     return {
         "D": head_dim, "GROUP": spec.group, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n, "BLOCK_D": padded(head_dim),
-        "BOX": BOX, "CHUNK": CHUNK, "UPCAST": upcast,
+        "BOX": BOX, "CHUNK": min(CHUNK, CHUNK_KEYS // choice.block_n), "UPCAST": upcast,
     } | ({} if family_of(spec.sparsity) == "promise" else {"MEAN": spec.sparsity.measure == "mass"})
 
 
