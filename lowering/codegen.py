@@ -41,7 +41,7 @@ _BODY = {
     "tokens": (*_DENSE, "packed.py", "mla/tile.py", "tokens/kernel.py"),
     "promise": (*_DENSE, "sparse/promises.py", "sparse/promise.py"),
     "estimate": (*_DENSE, "sparse/promises.py", "sparse/estimate.py"),
-    "lsh": (*_DENSE, "sparse/promises.py", "sparse/estimate.py", "sparse/lsh.py"),
+    "lsh": (*_DENSE, "sparse/promises.py", "sparse/lsh.py"),
     "mass": (*_DENSE, "packed.py", "sparse/mass.py"),
 }
 _EXCHANGE = (
@@ -63,11 +63,6 @@ _SCANS = {"": (), "threshold": ("sparse/scan.py",), "list": ("sparse/scan.py", "
 _ACCOUNT = ("kept", "kept_heads", "kept_rows", "kept_columns", "kept_group", "kept_queries")
 _LIST = ("listed", "listed_counts", "listed_capacity")
 _ROW, _POINT = "b, h, i", "b, h, i, j"
-
-
-def entry(family: str) -> str:
-    """The name of the family's kernel."""
-    return {"lsh": "estimate"}.get(family, family)
 
 
 @lru_cache(maxsize=1024)
@@ -130,7 +125,7 @@ def _module(spec: AttentionSpec, family: str, files: list[Path], head: str, want
     own = [translate(text) for text in (*helpers, *(hook.text(operands(spec)) for hook in wanted))]
     body = {name: translate(text) if text.startswith("@triton.jit") else text
             for file in files for name, text in _functions(file).items()}
-    kernel = body.pop(entry(family))
+    kernel = body.pop(family)
     about = _docstring(_HERE / (_BODY | _GLUON)[family][-1])
     return _header(spec, about) + "\n\n\n".join([head, *own, *body.values(), _entry(spec, kernel)]) + "\n"
 

@@ -141,13 +141,13 @@ def compile_listing(
 
     machine_named(arch)
     family = listing.family_of(spec.sparsity)
-    entry, source = codegen.entry(family), codegen.source(replace(spec, sparsity=EXACTLY), family)
+    source = codegen.source(replace(spec, sparsity=EXACTLY), family)
     types = dict.fromkeys(("q", "centre", "half", "first", "second"), _DTYPES[dtype])
-    types |= {"listed": "*i16", "counts": "*i32", "share": "fp32", "scores": "*fp32", "words": "*i32", "norms": "*fp32"}
-    if family == "lsh":
-        types |= {"first": "*i32", "second": "*fp32"}
+    types |= {"listed": "*i16", "counts": "*i32", "share": "fp32", "words": "*i64", "k_words": "*i64"}
+    types |= dict.fromkeys(("scores", "promised", "norms", "k_norms"), "*fp32")
     constants = listing.constants(spec, choice, head_dim, upcast=False)
-    built = build(getattr(modules.load(source, family), entry), types, constants, arch, listing.warps(choice), 1)
+    function, warps = getattr(modules.load(source, family), family), listing.warps(spec.sparsity, choice)
+    built = build(function, types, constants, arch, warps, 1)
     return record(built, family, arch, str(spec), str(choice), source)
 
 

@@ -69,6 +69,18 @@ def some_listed(a, case, width, share):
     return listed, counts, kept
 
 
+def attended(listed, counts, a, case, width):
+    """What the lists of the programs come to, with the first tile and those at an edge."""
+    kept, tiles = {}, -(-case.queries // ROWS)
+    for b, h, first in row_tiles(case):
+        seen = sparse.in_tiles(a[b, h, first:first + ROWS], width).isfinite()
+        kept[b, h, first] = seen.any(-1).any(0) & ~seen.all(-1).all(0)
+        kept[b, h, first][seen.any(-1).any(0).int().argmax()] = True
+        program = (b * case.heads + h) * tiles + tiles - 1 - first // ROWS
+        kept[b, h, first][listed[program, :counts[program]].long()] = True
+    return kept
+
+
 def compare(out, kept, case, spec, given, width, rows=ROWS):
     """The error is at most twice that of the same softmax in the working dtype, both from float64."""
     hidden = torch.ones(case.batch, case.heads, case.queries, case.keys, dtype=torch.bool)
