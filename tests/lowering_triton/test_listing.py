@@ -75,6 +75,14 @@ def test_what_is_kept_is_what_the_reference_keeps(interpreted, name, policy):
     assert error <= 2 * formula, f"{error} from the softmax over what is kept, the formula is {formula}"
 
 
+@pytest.mark.parametrize("policy", POLICIES[1:])
+def test_more_tiles_than_are_looked_at_together(interpreted, policy):
+    case = LOCAL["full"].but(queries=40, keys=listing.CHUNK_SIGNED * WIDE.block_n + 200, heads=1)
+    error, formula, gone = interpreted(found_and_wanted, under(case, policy, choice=WIDE))
+    assert gone > 0.05
+    assert error <= 2 * formula, f"{error} from the softmax over what is kept, the formula is {formula}"
+
+
 ALL = ["pages=1", "pages.mass=1", "lsh=1", "lsh.mass=1"]
 SERVED = [name for name in CASES if not unserved(AttentionSpec.parse(under(CASES[name], ALL[0]).spec))]
 
