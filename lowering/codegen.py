@@ -41,7 +41,7 @@ _BODY = {
     "tokens": (*_DENSE, "packed.py", "mla/tile.py", "tokens/kernel.py"),
     "promise": (*_DENSE, "sparse/promises.py", "sparse/promise.py"),
     "estimate": (*_DENSE, "sparse/promises.py", "sparse/estimate.py"),
-    "lsh": (*_DENSE, "sparse/promises.py", "sparse/estimate.py", "sparse/lsh.py"),
+    "lsh": (*_DENSE, "sparse/promises.py", "sparse/lsh.py"),
     "mass": (*_DENSE, "packed.py", "sparse/mass.py"),
 }
 _EXCHANGE = (
@@ -65,11 +65,6 @@ _LIST = ("listed", "listed_counts", "listed_capacity")
 _ROW, _POINT = "b, h, i", "b, h, i, j"
 
 
-def entry(family: str) -> str:
-    """The name of the family's kernel."""
-    return {"lsh": "estimate"}.get(family, family)
-
-
 @lru_cache(maxsize=1024)
 def source(spec: AttentionSpec, family: str, layout: Layout | None = None) -> str:
     """Python text of a module with the kernel of a family. LoweringError if an expression has no Triton form.
@@ -90,15 +85,29 @@ def chosen(spec: AttentionSpec) -> str:
     return "list" if spec.sparsity.selects else "threshold" if spec.sparsity != EXACTLY else ""
 
 
+def decides(spec: AttentionSpec) -> bool:
+    """Whether the kernel itself leaves tiles out, tile by tile."""
+    return spec.sparsity.log2_limit > -math.inf
+
+
+def _inward(spec: AttentionSpec) -> tuple[str, ...]:
+    """What takes the place of functions of the Hopper kernel in one that leaves tiles out."""
+    own = ("sparse/told.py", "sparse/decide.py", "sparse/consumer.py", "sparse/loader.py") if decides(spec) else ()
+    return ("sparse/inward.py", *own) if chosen(spec) else ()
+
+
 def _gluon(spec: AttentionSpec, family: str) -> str:
     """The module of a Gluon kernel: its hooks are the same text, in Gluon's names."""
-    files = [_HERE / name for name in _GLUON[family]]
+    files = [_HERE / name for name in (*_GLUON[family], *(_inward(spec) if family == "hopper" else ()))]
     flags = {
         "HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_SINK": spec.sink is not None, "SCALE": _scale(spec),
     }
     wanted = list(hooks(spec))
     if family == "hopper":
         flags |= {"HAS_RESIDUE": spec.residue != sympy.true, "HAS_TILE": spec.tile is not None}
+        if chosen(spec):
+            flags |= {"LISTED": chosen(spec) == "list", "THRESHOLD": decides(spec),
+                      "BUDGET": spec.sparsity.policy == "error_budget"}
     else:
         wanted = [hook for hook in wanted if hook.name not in ("residue", "tile_class")]
     if family.endswith("exchange"):
@@ -116,7 +125,7 @@ def _module(spec: AttentionSpec, family: str, files: list[Path], head: str, want
     own = [translate(text) for text in (*helpers, *(hook.text(operands(spec)) for hook in wanted))]
     body = {name: translate(text) if text.startswith("@triton.jit") else text
             for file in files for name, text in _functions(file).items()}
-    kernel = body.pop(entry(family))
+    kernel = body.pop(family)
     about = _docstring(_HERE / (_BODY | _GLUON)[family][-1])
     return _header(spec, about) + "\n\n\n".join([head, *own, *body.values(), _entry(spec, kernel)]) + "\n"
 

@@ -116,7 +116,7 @@ def compile_kernel(
     source = codegen.source(spec, choice.family, layout)
     function = getattr(modules.load(source, choice.family), choice.family)
     if choice.family == "hopper":
-        built = _build_hopper(function, spec.group, choice, head_dim, value_dim, dtype, arch)
+        built = _build_hopper(function, spec.group, choice, head_dim, value_dim, dtype, arch, spec.sparsity.selects)
         return record(built, choice.family, arch, str(spec), str(choice), source)
     if choice.family == "decode_hopper":
         built = _build_decode_hopper(function, spec.group, choice, head_dim, value_dim, dtype, arch)
@@ -141,13 +141,13 @@ def compile_listing(
 
     machine_named(arch)
     family = listing.family_of(spec.sparsity)
-    entry, source = codegen.entry(family), codegen.source(replace(spec, sparsity=EXACTLY), family)
+    source = codegen.source(replace(spec, sparsity=EXACTLY), family)
     types = dict.fromkeys(("q", "centre", "half", "first", "second"), _DTYPES[dtype])
-    types |= {"listed": "*i16", "counts": "*i32", "share": "fp32", "scores": "*fp32", "words": "*i32", "norms": "*fp32"}
-    if family == "lsh":
-        types |= {"first": "*i32", "second": "*fp32"}
+    types |= {"listed": "*i16", "counts": "*i32", "share": "fp32", "words": "*i64", "k_words": "*i64"}
+    types |= dict.fromkeys(("scores", "promised", "norms", "k_norms"), "*fp32")
     constants = listing.constants(spec, choice, head_dim, upcast=False)
-    built = build(getattr(modules.load(source, family), entry), types, constants, arch, choice.warps, 1)
+    function, warps = getattr(modules.load(source, family), family), listing.warps(spec.sparsity, choice)
+    built = build(function, types, constants, arch, warps, 1)
     return record(built, family, arch, str(spec), str(choice), source)
 
 
@@ -183,13 +183,13 @@ def compile_latent(
 
 
 def _build_hopper(
-    function: Any, group: int, choice: Choice, head_dim: int, value_dim: int, dtype: torch.dtype, arch: str
+    function: Any, group: int, choice: Choice, head_dim: int, value_dim: int, dtype: torch.dtype, arch: str, listed: bool
 ) -> Any:
-    """The Gluon kernel: its operands come as TMA descriptors."""
+    """The Gluon kernel: its operands come as TMA descriptors. listed: tiles of keys were chosen beforehand."""
     kind = _DTYPES[dtype].removeprefix("*")
     tiles = hopper.tiles(choice, head_dim, value_dim)
     types = {name: tma.tile_type(kind, [1, 1, *tile], dtype) for name, tile in tiles.items() if tile}
-    types |= {"counter": "*i32", "lists": "*i32"}
+    types |= {"counter": "*i32", "lists": "*i16" if listed else "*i32", "listed": "*i16", "listed_counts": "*i32"}
     constants = {name: None for name, tile in tiles.items() if not tile}
     constants |= hopper.constants(group, choice, head_dim, value_dim)
     return build(function, types, constants, arch, choice.warps, choice.stages, hopper.registers(choice)[0])

@@ -131,7 +131,9 @@ def _hopper(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor
     if not tma.describable(q, k, v, out):
         plain = prefill.configure(q.shape[3], v.shape[3], q.itemsize, prefill.room(spec), machine_of(q.device))
         return _prefill(spec, plain, q, k, v, given, out)
-    return hopper.launch(kernel(spec, "hopper"), spec.group, choice, q, k, v, given, out, spec.tile is not None)
+    listed = _listed(spec, choice, q, k, given)
+    return hopper.launch(kernel(spec, "hopper"), spec.group, choice, q, k, v, [*given, *listed], out, spec.tile is not None,
+                         listed[0] if listed else None)
 
 
 def _decode_hopper(
@@ -152,14 +154,21 @@ def _decode(
     decode.launch(kernel(spec, "decode", layout_of(k)), spec.group, choice, q, k, v, given, constants, out)
 
 
+def _listed(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, given: list[Any]) -> tuple[Any, ...]:
+    """What `listing` makes for a spec whose tiles are chosen beforehand."""
+    if not spec.sparsity.selects:
+        return ()
+    plain = replace(spec, sparsity=EXACTLY, site="")
+    own = given[:len(codegen.operands(plain))]
+    return listing.listed(partial(kernel, plain), spec, choice, q, k, own, upcast(q.dtype))
+
+
 def _prefill(
     spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor | Held, v: Tensor | Held, given: list[Any], out: Tensor
 ) -> None:
     if spec.sparsity.selects:
         assert isinstance(k, Tensor)
-        plain = replace(spec, sparsity=EXACTLY, site="")
-        own = given[:len(codegen.operands(plain))]
-        given = [*given, *listing.listed(partial(kernel, plain), spec, choice, q, k, own, upcast(q.dtype))]
+        given = [*given, *_listed(spec, choice, q, k, given)]
     batch, heads, queries, head_dim = q.shape
     grid = (batch * heads * -(-queries // choice.block_m),)
     keys, values = held.arguments(k), held.arguments(v)

@@ -99,7 +99,7 @@ def candidates(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: 
     limits = prefill.room(spec)
     if many_rows(spec, queries):
         choices = prefill.candidates(head_dim, value_dim, dtype.itemsize, limits, machine)
-        if queries > hopper.ROWS and spec.sparsity == EXACTLY and hopper.serves(spec, head_dim, value_dim, dtype, machine):
+        if queries > hopper.ROWS and hopper.serves(spec, head_dim, value_dim, dtype, machine):
             choices = [*hopper.candidates(spec, head_dim, value_dim, machine), *choices]
         work = model.Work(batch * heads, queries, keys, head_dim, value_dim)
         return model.ordered(spec, work, choices, dtype.itemsize, machine)[:MOST_TIMED]

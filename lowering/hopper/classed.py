@@ -16,8 +16,8 @@ SUMMARY_TILE = gl.constexpr(64)
 
 
 @gluon.jit
-def list_of(lists, n, sizes):
-    """Where this block lists the tiles of its n-th item."""
+def list_of(lists, n, item, sizes):
+    """Where this block lists the tiles of its n-th item = (b, h, first row, ...)."""
     return lists + (gl.program_id(0) * ITEMS + n % ITEMS).to(gl.int64) * sizes[6]
 
 

@@ -23,17 +23,18 @@ ITEMS = 4
 
 def launch(
     module: ModuleType, group: int, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor,
-    classed: bool
+    classed: bool, listed: Tensor | None = None
 ) -> None:
-    """Runs `choice` into out [B, H, T, DV]: unit stride in DV, rows of whole 16 bytes."""
+    """Runs `choice` into out [B, H, T, DV]: unit stride in DV, rows of whole 16 bytes. listed [programs, capacity]: tiles that
+    were chosen beforehand."""
     batch, heads, queries, head_dim = q.shape
     keys, value_dim = v.shape[2:]
     rows = -(-queries // choice.block_m)
     work = batch * heads * rows
     blocks = min(work, machine_of(q.device).processors) if choice.persistent else work
-    room = -(-keys // choice.block_n) if classed else 1
+    room = -(-keys // choice.block_n) if classed or listed is not None else 1
     counter = counters(q.device, 1)
-    lists = q.new_empty(blocks * ITEMS * room, dtype=torch.int32) if classed else counter
+    lists = q.new_empty(blocks * ITEMS * room, dtype=torch.int32) if classed else counter if listed is None else listed
     of = (q, q, k, k, v, out)
     described, constants_ = _fixed(group, choice, head_dim, value_dim)
     descriptors = [tile and describe(x, *tile) for x, tile in zip(of, described, strict=True)]
@@ -67,7 +68,7 @@ def constants(group: int, choice: Choice, head_dim: int, value_dim: int) -> dict
     _, most, few = registers(choice)
     return {
         "GROUP": group, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n, "BLOCK_D": wide,
-        "BLOCK_REST": rest, "STAGES": choice.stages,
+        "BLOCK_REST": rest, "KEY_STAGES": choice.stages + choice.ahead, "STAGES": choice.stages,
         "QUERIES": query_stages(choice, head_dim, value_dim, SHARED_MEMORY),
         "PING_PONG": choice.ping_pong, "OVERLAP": choice.overlap, "REGISTERS": most, "FEW": few,
     }

@@ -87,7 +87,7 @@ def multiply(wg: gl.constexpr, bufs, bars, items, lists, sizes, env, to, PING_PO
         leave_turn(wg, WARPGROUPS)
     while item[7] > 0:
         count = item[7]
-        p_list = list_of(lists, n, sizes)
+        p_list = list_of(lists, n, item, sizes)
         rows = rows_of(item, wg, sizes, env, s_layout)
         j0 = place(item, 0, p_list, sizes, BLOCK_N)
         m, l, packed = first_tile(wg, block, n, use, item, j0, rows, (done, scale), packed, acc, PING_PONG, OVERLAP)

@@ -56,6 +56,20 @@ def count_tiles(begin, end, inside, beyond, BLOCK_N: gl.constexpr):
 
 
 @gluon.jit
+def live(n, item, lists, sizes, env, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr):
+    """begin, end, top, edges, count of the n-th item of a block = (b, h, first row)."""
+    b, h, row = item
+    T = sizes[1]
+    S = sizes[2]
+    begin, end, inside, beyond = extent(b, h, row, T, S, env, BLOCK_M)
+    top, edges, count = count_tiles(begin, end, inside, beyond, BLOCK_N)
+    if HAS_TILE:
+        p_list = list_of(lists, n, item, sizes)
+        edges, count = list_tiles(b, h, row, (begin, end, inside, beyond), p_list, sizes[6], T, S, env, BLOCK_M, BLOCK_N)
+    return begin, end, top, edges, count
+
+
+@gluon.jit
 def place(item, t, p_list, sizes, BLOCK_N: gl.constexpr):
     """The first key of the t-th tile to come."""
     _b, _h, _row, begin, _end, top, edges, count = item
@@ -79,18 +93,14 @@ def draw(counter, work):
 @gluon.jit
 def plan(items, counter, lists, sizes, env, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr):
     """The planner."""
-    H, T, S, tiles, section, work, room = sizes
+    H, _T, _S, tiles, section, work, _room = sizes
     wanted = items[3]
     at = gl.program_id(0)
     n = 0
     while at < work:
         mbarrier.wait(items[2].index(n % ITEMS), n // ITEMS % 2 ^ 1)
         b, h, row = decode(at, H, tiles, section, BLOCK_M)
-        begin, end, inside, beyond = extent(b, h, row, T, S, env, BLOCK_M)
-        top, edges, count = count_tiles(begin, end, inside, beyond, BLOCK_N)
-        if HAS_TILE:
-            p_list = list_of(lists, n, sizes)
-            edges, count = list_tiles(b, h, row, (begin, end, inside, beyond), p_list, room, T, S, env, BLOCK_M, BLOCK_N)
+        begin, end, top, edges, count = live(n, (b, h, row), lists, sizes, env, BLOCK_M, BLOCK_N)
         send(items, n, (b, h, row, begin, end, top, edges, count))
         mbarrier.wait(wanted, n % 2)
         at = draw(counter, work)

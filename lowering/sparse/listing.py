@@ -13,14 +13,16 @@ from torch import Tensor
 
 from ...ir import AttentionSpec
 from ...sparsity import Sparsity
-from .. import codegen
 from ..choice import Choice, padded
 from ..launch import launch
 
 BOX = 16
 """Keys of a box. SmolLM2 at 2048 tokens, any tile of 64 keys with 0.05 of a row: boxes of 16 leave out 44%, of 32 and of 64
 as much at a higher loss."""
-CHUNK = 16
+CHUNK, CHUNK_KEYS = 16, 1024
+"""Tiles looked at together, and the most keys of them."""
+CHUNK_SIGNED = 32
+"""Tiles looked at together where boxes have signatures: four elements a thread."""
 BLOCK_X = 8
 BITS = 64
 """Directions of a signature."""
@@ -38,17 +40,24 @@ def listed(load: Callable[[str], ModuleType], spec: AttentionSpec, choice: Choic
     counts = q.new_empty(programs, dtype=torch.int32)
     policy, fixed, family = spec.sparsity, constants(spec, choice, head_dim, upcast), family_of(spec.sparsity)
     sizes = (heads, queries, k.shape[2], -(-k.shape[2] // BOX), capacity, *given)
-    kernel = getattr(load(family), codegen.entry(family))
+    kernel, known = getattr(load(family), family), signatures_of(q, k) if family == "lsh" else (q, q.stride(), *boxes_of(k))
     if family == "promise":
-        arguments = (q, q.stride(), *boxes_of(k), tiles, counts, policy.value, *sizes)
+        arguments: tuple[Any, ...] = (*known, tiles, counts, policy.value, *sizes)
     else:
-        known = signatures_of(q, k) if family == "lsh" else (q, q, *boxes_of(k))
         scores = q.new_full((programs, capacity), -1.0, dtype=torch.float32)
-        arguments = (q, q.stride(), *known, scores, *sizes)
-    launch(kernel, (programs,), arguments, fixed, choice.warps, 1, q.device.index)
+        shape = (programs, choice.block_m // BOX, capacity) if family == "lsh" else None
+        arguments = (*known, *([q.new_empty(shape, dtype=torch.float32)] if shape else []), scores, *sizes)
+    launch(kernel, (programs,), arguments, fixed, warps(policy, choice), 1, q.device.index)
     if family != "promise":
         ranked(scores, tiles, counts, policy.value, policy.measure == "mass")
     return tiles, counts, capacity
+
+
+def warps(policy: Sparsity, choice: Choice) -> int:
+    """Of a program of that kernel: those of `lsh` have a row for every BOX."""
+    if family_of(policy) == "lsh":
+        return 2
+    return 8 if choice.family == "hopper" else choice.warps
 
 
 def family_of(policy: Sparsity) -> str:
@@ -58,10 +67,12 @@ def family_of(policy: Sparsity) -> str:
 
 def constants(spec: AttentionSpec, choice: Choice, head_dim: int, upcast: bool) -> dict[str, Any]:
     """Compile-time constants of that kernel."""
-    return {
-        "D": head_dim, "GROUP": spec.group, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n, "BLOCK_D": padded(head_dim),
-        "BOX": BOX, "CHUNK": CHUNK, "UPCAST": upcast,
-    } | ({} if family_of(spec.sparsity) == "promise" else {"MEAN": spec.sparsity.measure == "mass"})
+    tiles = {"GROUP": spec.group, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n, "BOX": BOX}
+    family, mean = family_of(spec.sparsity), {"MEAN": spec.sparsity.measure == "mass"}
+    if family == "lsh":
+        return tiles | {"CHUNK": CHUNK_SIGNED} | mean
+    dims = {"D": head_dim, "BLOCK_D": padded(head_dim), "CHUNK": min(CHUNK, CHUNK_KEYS // choice.block_n), "UPCAST": upcast}
+    return tiles | dims | (mean if family == "estimate" else {})
 
 
 def ranked(scores: Tensor, tiles: Tensor, counts: Tensor, value: float, mass: bool) -> None:
@@ -97,7 +108,7 @@ def _signatures(x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
 
     batch, heads, length, head_dim = x.shape
     count = -(-length // BOX)
-    words = x.new_empty(batch, heads, count, BITS // 32, dtype=torch.int32)
+    words = x.new_empty(batch, heads, count, dtype=torch.int64)
     norms = x.new_empty(batch, heads, count, dtype=torch.float32)
     fixed = {"D": head_dim, "BLOCK_D": padded(head_dim), "BLOCK_X": 16, "BOX": BOX}
     arguments = (x, x.stride(), centre.contiguous(), planes(head_dim, x.device), words, norms, heads, length, count)

@@ -1,6 +1,6 @@
 """words[x] = the signs of (mean of BOX vectors - centre) . the planes, 64 bits; norms[x] = the length of that difference
 
-Shapes: x [B, H, S, D], any strides; centre [B, H, D] float32; planes [64, D] float32; words [B, H, X, 2] int32, norms
+Shapes: x [B, H, S, D], any strides; centre [B, H, D] float32; planes [64, D] float32; words [B, H, X] int64, norms
 [B, H, X] float32, X = ceil(S / BOX); the last vector fills the last box.
 Grid: (B * H * ceil(X / BLOCK_X),). Traffic: S * D elements of x. FLOPs: 128 D per box.
 """
@@ -26,10 +26,9 @@ def signatures(x, x_strides, centre, planes, words, norms, H, S, X, D: tl.conste
     b_c = tl.load(centre + head.to(tl.int64) * D + o_d, mask=o_d < D, other=0.0)
     mean = mean / BOX - b_c[None, :]                                                           # [X, D]
     at = head.to(tl.int64) * X + o_x
-    for w in tl.static_range(0, 2):
-        word = tl.zeros([BLOCK_X], tl.int32)
-        for n in tl.range(0, 32):
-            b_p = tl.load(planes + (w * 32 + n) * D + o_d, mask=o_d < D, other=0.0)            # [D]
-            word |= (tl.sum(mean * b_p[None, :], 1) > 0).to(tl.int32) << n
-        tl.store(words + 2 * at + w, word, mask=o_x < X)
+    word = tl.zeros([BLOCK_X], tl.int64)
+    for n in tl.range(0, 64):
+        b_p = tl.load(planes + n * D + o_d, mask=o_d < D, other=0.0)                           # [D]
+        word |= (tl.sum(mean * b_p[None, :], 1) > 0).to(tl.int64) << n
+    tl.store(words + at, word, mask=o_x < X)
     tl.store(norms + at, tl.sqrt(tl.sum(mean * mean, 1)), mask=o_x < X)

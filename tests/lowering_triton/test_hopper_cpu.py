@@ -9,15 +9,13 @@ import torch
 from mla_compiler.ir import AttentionSpec
 from mla_compiler.lowering import codegen, gpu, reference
 from mla_compiler.lowering.bounds import bounds
-from mla_compiler.lowering.hopper import launch as hopper
 from mla_compiler.lowering.hopper.config import configure, serves
 from mla_compiler.lowering.machine import MACHINES
 
 from .attentions import CASES
 from .cases import operands
 from .gluon import barriers
-from .gluon.memory import Descriptor
-from .gluon.run import run as run_kernel
+from .gluon.hopper import launcher
 
 H100 = MACHINES["sm_90"]
 SERVED = [name for name, case in CASES.items() if serves(AttentionSpec.parse(case.spec), 64, 64, torch.bfloat16, H100)]
@@ -26,23 +24,7 @@ VARIANTS = [{"block_m": 128, "overlap": True}, {"block_m": 192}, {"block_n": 64,
 
 @pytest.fixture
 def launch(monkeypatch):
-    """launch(spec, choice, q, k, v, given, out): hopper.launch, its kernel run by gluon.py in at most `blocks` blocks."""
-
-    def run(spec, choice, q, k, v, given, out, blocks=3, late=True, text=None):
-        counter = torch.zeros(1, dtype=torch.int32)
-
-        def start(_function, grid, arguments, constants, *_, **_options):
-            run_kernel(text or codegen.source(spec, "hopper"), "hopper", *grid, arguments, constants, late)
-
-        monkeypatch.setattr(hopper, "describe", Descriptor)
-        monkeypatch.setattr(hopper, "machine_of", lambda _: dataclasses.replace(H100, processors=blocks))
-        monkeypatch.setattr(hopper, "counters", lambda *_: counter)
-        monkeypatch.setattr(hopper, "start", start)
-        module = type("Module", (), {"hopper": None})
-        hopper.launch(module, spec.group, choice, q, k, v, given, out, spec.tile is not None)
-        assert counter.item() == 0
-
-    return run
+    return launcher(monkeypatch)
 
 
 def check(launch, case, blocks=3, late=True, **changes):

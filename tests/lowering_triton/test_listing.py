@@ -75,6 +75,14 @@ def test_what_is_kept_is_what_the_reference_keeps(interpreted, name, policy):
     assert error <= 2 * formula, f"{error} from the softmax over what is kept, the formula is {formula}"
 
 
+@pytest.mark.parametrize("policy", POLICIES[1:])
+def test_more_tiles_than_are_looked_at_together(interpreted, policy):
+    case = LOCAL["full"].but(queries=40, keys=listing.CHUNK_SIGNED * WIDE.block_n + 200, heads=1)
+    error, formula, gone = interpreted(found_and_wanted, under(case, policy, choice=WIDE))
+    assert gone > 0.05
+    assert error <= 2 * formula, f"{error} from the softmax over what is kept, the formula is {formula}"
+
+
 ALL = ["pages=1", "pages.mass=1", "lsh=1", "lsh.mass=1"]
 SERVED = [name for name in CASES if not unserved(AttentionSpec.parse(under(CASES[name], ALL[0]).spec))]
 
@@ -124,11 +132,11 @@ def both_signatures(case: Case) -> tuple[torch.Tensor, ...]:
     """Words and norms, the kernel's; signs and norms, the reference's."""
     given = operands(case)
     words, norms, *_ = listing.signatures_of(given.q, given.k)
-    bits = (words[..., None].long() >> torch.arange(32)) & 1
+    bits = (words[..., None] >> torch.arange(64)) & 1
     mean = given.q.double()
     mean = torch.cat([mean, mean[:, :, -1:].expand(-1, -1, -mean.shape[2] % listing.BOX, -1)], 2)
     mean = mean.unflatten(2, (-1, listing.BOX)).mean(3)
-    return bits.flatten(3), norms, mean @ listing.planes(case.head_dim, mean.device).double().T, mean.norm(dim=-1)
+    return bits, norms, mean @ listing.planes(case.head_dim, mean.device).double().T, mean.norm(dim=-1)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "tokens first", "strided"])
@@ -155,6 +163,6 @@ def test_what_does_not_depend_on_the_spec_compiles(arch):
 
     types = {"scores": "*fp32", "listed": "*i16", "counts": "*i32", "value": "fp32"}
     assert build(rank.rank, types, {"BLOCK_C": 2048, "MASS": True}, arch, 4, 1).asm["llir"]
-    types = {"x": "*bf16", "centre": "*fp32", "planes": "*fp32", "words": "*i32", "norms": "*fp32"}
+    types = {"x": "*bf16", "centre": "*fp32", "planes": "*fp32", "words": "*i64", "norms": "*fp32"}
     fixed = {"D": 128, "BLOCK_D": 128, "BOX": listing.BOX, "BLOCK_X": 16}
     assert build(signatures.signatures, types, fixed, arch, 4, 1).asm["llir"]
