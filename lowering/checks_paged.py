@@ -67,7 +67,8 @@ def _check_bounds(q: Tensor, k: Tensor, bounds: Tensor | None, format: str, spec
         return
     wanted = [*k.shape[:2], 2, k.shape[3] * FORMATS[format].packed]
     if bounds.dtype != q.dtype or list(bounds.shape) != wanted or not bounds.is_contiguous() or bounds.device != q.device:
-        raise OperandError(f"attend_paged: bounds are {q.dtype} {wanted}, contiguous; found {bounds.dtype} {list(bounds.shape)}")
+        found = f"{bounds.dtype} {list(bounds.shape)}"
+        raise OperandError(f"attend_paged: bounds are {q.dtype} {wanted}, contiguous; found {found}")
 
 
 def _check_scales(name: str, scales: Tensor | None, x: Tensor, format: str) -> None:

@@ -164,7 +164,7 @@ class Hook:
         return f"@triton.jit\ndef {self.name}({arguments}):\n" + textwrap.indent(body, "    ")
 
 
-_PART = Hook("kept_part", "", "Of 65536, how many of the pages of a sequence are attended.", frozenset(("part",)), ("return part",))
+_PART = Hook("kept_part", "", "Of 65536, how many of a sequence's pages are attended.", frozenset(("part",)), ("return part",))
 """Of kernels over chosen pages, whose last operand is that number."""
 
 

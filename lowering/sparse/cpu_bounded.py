@@ -2,7 +2,7 @@
 
     promise(n) = max over the rows of a KV head of score(relu(q) . bounds[page n, g, 0] + relu(-q) . bounds[page n, g, 1])
 
-The algorithm of `bounded.py` and `chosen.py`: the first page and the last ones always, of those that promise the same the later.
+As `bounded.py` and `chosen.py` do it: the first page and the last ones always, of those that promise the same the later.
 """
 
 from __future__ import annotations
