@@ -33,7 +33,7 @@ DEFAULT_ARCH = "sm_90"
 _DTYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 _ALIGNED = [["tt.divisibility", 16]]
 _HELD, _HELD_ONES = {"*i32": 11, "*i64": 12}, (3, 7, 9)
-"""Numbers that `held.Held` gives as strides, and `paging.Listed`, by how pages are told; which of them are 1 where memory is contiguous."""
+"""How many numbers `held.Held` gives as strides, and `paging.Listed`; which are 1 where memory is contiguous."""
 _STRIDES = {"latent_strides": 3, "rope_strides": 3, "chosen_strides": 3, "pages_strides": 2, "scales_strides": 3}
 """How many, where not 4."""
 

@@ -12,9 +12,9 @@
     pool_room      the owner of `tables` makes room for more tokens and enters the new pages: host work, in no CUDA graph
     pool_advance   lengths += tokens
 
-append, bound, copy, quantize and advance are made of ATen operators, and stay so in a graph: Inductor fuses what they are given,
-RoPE say, into the scatter, and writes in place. As one opaque operator that mutates, each would cost a copy of the pages wherever
-Inductor cannot prove that nobody reads the old ones.
+append, bound, copy, quantize and advance are made of ATen operators, and stay so in a graph: Inductor fuses what they are
+given, RoPE say, into the scatter, and writes in place. As one opaque operator that mutates, each would cost a copy of the pages
+wherever Inductor cannot prove that nobody reads the old ones.
 """
 
 from __future__ import annotations

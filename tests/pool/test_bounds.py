@@ -54,7 +54,7 @@ def test_a_page_that_is_begun_anew_forgets_what_it_held():
 
 
 def problem(share, queries=1, ends=(317, 100), dtype=torch.float32, page=16, columns=20):
-    """Arguments of attend_paged, poisoned but for what is there; the answer by the words of the policy, in float64 and `dtype`."""
+    """Arguments of attend_paged, poisoned but for what is there; the answer by the policy's words, in float64 and `dtype`."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, h, s, 32).to(dtype) for h, s in ((8, queries), (2, columns * page), (2, columns * page)))
     table = torch.randperm(2 * columns + 3)[:2 * columns].view(2, columns).int()
