@@ -81,9 +81,9 @@ def choose_paged(spec: AttentionSpec, batch: int, heads: int, queries: int, keys
                  dtype: torch.dtype, machine: Machine, format: str = "plain", page: int = 0) -> Choice:
     """The same for keys and values in pages, which the plain kernels read.
 
-    Quantised tiles are unpacked in registers: small ones, by 8 warps. `page`: of chosen pages, in one of which a tile lies; else
-    Triton shares the stages out between the loads of `pages` and those of the rows that they lead to: as many for each as a dense
-    kernel has for its rows, if there is room: not on AMD.
+    Quantised tiles are unpacked in registers: small ones, by 8 warps. `page`: of chosen pages, in one of which a tile lies;
+    else Triton shares the stages out between the loads of `pages` and those of the rows that they lead to: as many for each
+    as a dense kernel has for its rows, if there is room: not on AMD.
     """
     if many_rows(spec, queries):
         tiled = prefill.candidates(head_dim, value_dim, dtype.itemsize, prefill.room(spec), machine)

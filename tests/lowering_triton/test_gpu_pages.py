@@ -69,7 +69,8 @@ def test_a_graph_replays_as_sequences_grow_into_new_pages(format):
 def test_chosen_pages(name):
     """As the policy's words have it, in float64: pages are chosen, listed and attended."""
     arguments, truth, formula = problem(**CHOSEN[name])
-    moved = [[y.cuda() for y in x] if isinstance(x, list) else x.cuda() if isinstance(x, torch.Tensor) else x for x in arguments]
+    moved = [x.cuda() if isinstance(x, torch.Tensor) else [y.cuda() for y in x] if isinstance(x, list) else x
+             for x in arguments]
     found = torch.ops.flashmla.attend_paged(*moved).cpu().double()
     rounding = truth.abs().max() * torch.finfo(arguments[0].dtype).eps
     assert (found - truth).abs().max() <= 2 * max((formula - truth).abs().max(), rounding)
