@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import OperandError
 from ..ir import TILE, AttentionSpec
 from ..ops import output_like
 from ..sparsity import EXACTLY
@@ -24,7 +25,7 @@ from .checks_paged import check_paged_operands
 from .choice import Choice, padded, padded_value
 from .decode import config as decode_config
 from .decode import launch as decode
-from .decode.config import Shape
+from .decode.config import MOST_BOUNDS, Shape
 from .held import Held, Layout, layout_of
 from .hopper import launch as hopper
 from .launch import launch as start
@@ -67,6 +68,8 @@ def attend_paged(
     choice = choose_paged(plain, *shape, q.dtype, machine_of(q.device), format, keys.store.shape[2] if chosen else 0)
     if chosen:
         assert bounds is not None
+        if not choice.programs:
+            raise OperandError(f"attend_paged: pages are chosen for {MOST_BOUNDS} queries at most; found {len(q) * q.shape[2]}")
         keys, values, given = _listed(meaning, q, keys, values, bounds, given)
     launch(plain, choice, q, keys, values, given, out)
     return out
