@@ -10,11 +10,14 @@
 if __name__ == "lowering":
     raise ImportError("import this package as mla_compiler.lowering; `lowering` is only its place in the checkout")
 
+from dataclasses import replace
+
 import torch
 
 from ..ir import AttentionSpec, Reason
 from ..ops import LIBRARY
 from ..pool.ops import LIBRARY as POOL_LIBRARY
+from ..sparsity import EXACTLY
 from . import counted_cpu, cpu, cpu_latent, cpu_paged
 from .bounds import bounds
 from .fp8 import quantize_latent
@@ -60,7 +63,12 @@ def supports_paged(
     spec: AttentionSpec, head_dim: int, value_dim: int, dtype: torch.dtype, device_type: str, format: str, page: int
 ) -> tuple[Reason, str] | None:
     """The same for keys and values in pages of `page` tokens, in `format`: every kernel that reads rows reads pages."""
-    return supports(spec, head_dim, value_dim, dtype, device_type)
+    from .sparse.config import unserved_in_pages
+
+    unserved = unserved_in_pages(spec, page)
+    if unserved:
+        return Reason.SPARSITY, unserved
+    return supports(replace(spec, sparsity=EXACTLY), head_dim, value_dim, dtype, device_type)
 
 
 def choose(

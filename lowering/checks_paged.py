@@ -15,6 +15,7 @@ from ..ir import AttentionSpec
 from ..pool.formats import FORMATS, scale_dtype
 from ..sparsity import EXACTLY
 from .checks import DTYPES, check_spec_operands, group_of
+from .sparse.config import unserved_in_pages
 
 _INTEGERS = (torch.int32, torch.int64)
 
@@ -22,11 +23,9 @@ _INTEGERS = (torch.int32, torch.int64)
 def check_paged_operands(
     q: Tensor, k: Tensor, v: Tensor, k_scales: Tensor | None, v_scales: Tensor | None, pages: Tensor, format: str,
     tables: Sequence[Tensor], sizes: Sequence[int], scalars: Sequence[float], text: str,
-    dtypes: Sequence[torch.dtype] = DTYPES,
+    dtypes: Sequence[torch.dtype] = DTYPES, bounds: Tensor | None = None,
 ) -> None:
     """Raises OperandError that names the value and what it should have been."""
-    if AttentionSpec.parse(text).sparsity != EXACTLY:
-        raise OperandError(f"attend_paged: in pages attention is exact; found {AttentionSpec.parse(text).sparsity}")
     if format not in FORMATS:
         raise OperandError(f"attend_paged: format is one of {', '.join(FORMATS)}; found {format!r}")
     if q.dtype not in dtypes or any(x.dim() != 4 for x in (q, k, v)):
@@ -40,6 +39,7 @@ def check_paged_operands(
     if pages.dim() != 2 or pages.shape[0] != q.shape[0] or pages.dtype not in _INTEGERS:
         raise OperandError(f"attend_paged: pages is int32 or int64 [{q.shape[0]}, N]; found {pages.dtype} {list(pages.shape)}")
     _check_pages(q, k, v, format, group_of(text))
+    _check_bounds(q, k, bounds, format, AttentionSpec.parse(text))
     for x, scales, name in ((k, k_scales, "k_scales"), (v, v_scales, "v_scales")):
         _check_scales(name, scales, x, format)
     check_spec_operands("attend_paged", tables, sizes, scalars, text)
@@ -54,6 +54,21 @@ def _check_pages(q: Tensor, k: Tensor, v: Tensor, format: str, group: int) -> No
         raise OperandError(f"attend_paged: with q {list(q.shape)}, {shape}; found {list(k.shape)}, {list(v.shape)}")
     if k.dtype != stored or v.dtype != stored:
         raise OperandError(f"attend_paged: {format} pages are {stored}; found {k.dtype}, {v.dtype}")
+
+
+def _check_bounds(q: Tensor, k: Tensor, bounds: Tensor | None, format: str, spec: AttentionSpec) -> None:
+    """There are bounds where the policy needs them, and it is one that is served."""
+    unserved = unserved_in_pages(spec, k.shape[2])
+    if unserved:
+        raise OperandError(f"attend_paged: no kernel for {unserved}")
+    if bounds is None:
+        if spec.sparsity != EXACTLY:
+            raise OperandError(f"attend_paged: {spec.sparsity} needs the bounds of the pages")
+        return
+    wanted = [*k.shape[:2], 2, k.shape[3] * FORMATS[format].packed]
+    if bounds.dtype != q.dtype or list(bounds.shape) != wanted or not bounds.is_contiguous() or bounds.device != q.device:
+        found = f"{bounds.dtype} {list(bounds.shape)}"
+        raise OperandError(f"attend_paged: bounds are {q.dtype} {wanted}, contiguous; found {found}")
 
 
 def _check_scales(name: str, scales: Tensor | None, x: Tensor, format: str) -> None:

@@ -27,9 +27,9 @@ from .printer import Printer, bare
 
 FAMILIES = (
     "prefill", "decode", "mla", "tokens", "promise", "estimate", "lsh", "mass", "hopper", "decode_hopper", "mla_exchange",
-    "tokens_exchange",
+    "tokens_exchange", "bounded",
 )
-PAGED = ("prefill", "decode")
+PAGED = ("prefill", "decode", "bounded")
 LOG2E = math.log2(math.e)
 _JIT_END = "])"
 _HERE = Path(__file__).parent
@@ -43,6 +43,7 @@ _BODY = {
     "estimate": (*_DENSE, "sparse/promises.py", "sparse/estimate.py"),
     "lsh": (*_DENSE, "sparse/promises.py", "sparse/lsh.py"),
     "mass": (*_DENSE, "packed.py", "sparse/mass.py"),
+    "bounded": (*_DENSE, "packed.py", "sparse/kept.py", "sparse/bounded.py"),
 }
 _EXCHANGE = (
     "hopper/tiles.py", "hopper/softmax.py", "mla/rows.py", "mla/line.py", "mla/steps.py", "mla/finish.py", "mla/memory.py",
@@ -60,6 +61,8 @@ _GLUON = {
 }
 _SCANS = {"": (), "threshold": ("sparse/scan.py",), "list": ("sparse/scan.py", "sparse/listed.py")}
 """What takes the place of `scan` in a kernel that leaves tiles out."""
+_CHOSEN = ("sparse/kept.py", "sparse/chosen.py")
+"""The same in a step over pages of which some are chosen."""
 _ACCOUNT = ("kept", "kept_heads", "kept_rows", "kept_columns", "kept_group", "kept_queries")
 _LIST = ("listed", "listed_counts", "listed_capacity")
 _ROW, _POINT = "b, h, i", "b, h, i, j"
@@ -75,9 +78,11 @@ def source(spec: AttentionSpec, family: str, layout: Layout | None = None) -> st
         return _gluon(spec, family)
     assert layout is None or family in PAGED
     counts = ("sparse/counted.py",) if spec.site and chosen(spec) else ()
-    names = (*_BODY[family], *_SCANS[chosen(spec)], *counts)
+    listed = _CHOSEN if layout is not None and layout.chosen and family == "decode" else ()
+    names = (*_BODY[family], *_SCANS[chosen(spec)], *counts, *listed)
     files = [_HERE / (name if layout is None else name.replace("keys.py", "pages.py")) for name in names]
-    return _module(spec, family, files, _flags(spec, files, layout), hooks(spec))
+    wanted = (*hooks(spec), *([_PART] if layout is not None and layout.chosen else []))
+    return _module(spec, family, files, _flags(spec, files, layout), wanted)
 
 
 def chosen(spec: AttentionSpec) -> str:
@@ -122,12 +127,13 @@ def _module(spec: AttentionSpec, family: str, files: list[Path], head: str, want
     """Docstring, head, what the hooks need, the hooks, the functions of the files, the kernel."""
     used = frozenset().union(*(hook.used for hook in wanted))
     helpers = [text for name, text in _functions(_HERE / "arithmetic.py").items() if name in used]
-    own = [translate(text) for text in (*helpers, *(hook.text(operands(spec)) for hook in wanted))]
+    names = (*operands(spec), *(["part"] if _PART in wanted else []))
+    own = [translate(text) for text in (*helpers, *(hook.text(names) for hook in wanted))]
     body = {name: translate(text) if text.startswith("@triton.jit") else text
             for file in files for name, text in _functions(file).items()}
     kernel = body.pop(family)
     about = _docstring(_HERE / (_BODY | _GLUON)[family][-1])
-    return _header(spec, about) + "\n\n\n".join([head, *own, *body.values(), _entry(spec, kernel)]) + "\n"
+    return _header(spec, about) + "\n\n\n".join([head, *own, *body.values(), _entry(spec, kernel, names)]) + "\n"
 
 
 def _in_gluon(text: str) -> str:
@@ -165,6 +171,10 @@ class Hook:
         body = "\n".join([f'"""{self.meaning}"""', *unpack, *self.lines])
         arguments = ", ".join(filter(None, (self.arguments, "env")))
         return f"@triton.jit\ndef {self.name}({arguments}):\n" + textwrap.indent(body, "    ")
+
+
+_PART = Hook("kept_part", "", "Of 65536, how many of a sequence's pages are attended.", frozenset(("part",)), ("return part",))
+"""Of kernels over chosen pages, whose last operand is that number."""
 
 
 @lru_cache(maxsize=1024)
@@ -240,10 +250,9 @@ def numbers(spec: AttentionSpec, letter: str) -> tuple[str, ...]:
     return tuple(sorted((n for n in names if n[0] == letter and n[1:].isdigit()), key=lambda n: int(n[1:])))
 
 
-def _entry(spec: AttentionSpec, text: str) -> str:
+def _entry(spec: AttentionSpec, text: str, names: tuple[str, ...]) -> str:
     """The kernel, its parameter `operands` spelled out. A length, a stride or a size that grows compiles nothing anew."""
-    names = operands(spec)
-    loose = [name for name in names if "_length" in name or name in (*numbers(spec, "n"), *_LIST[2:], *_ACCOUNT[1:])]
+    loose = [name for name in names if "_length" in name or name in (*numbers(spec, "n"), *_LIST[2:], *_ACCOUNT[1:], "part")]
     strides = [name for name in names if "_stride" in name]
     text = text.replace("operands, ", "".join(f"{name}, " for name in names))
     text = text.replace("    env = operands", _fill(f"    env = ({', '.join(names) or '0'},)", 11))

@@ -24,7 +24,7 @@ from .hopper import launch as hopper
 from .machine import MACHINES, Machine, machine_of
 from .mla import exchange_launch as exchange
 from .select import choose, supports
-from .sparse import listing
+from .sparse import listing, paging
 
 if TYPE_CHECKING:
     from triton.backends.compiler import GPUTarget
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 DEFAULT_ARCH = "sm_90"
 _DTYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
 _ALIGNED = [["tt.divisibility", 16]]
-_HELD, _HELD_ONES = 11, (3, 7, 9)
-"""Numbers that `held.Held` gives as strides, and which of them are 1 where memory is contiguous."""
+_HELD, _HELD_ONES = {"*i32": 11, "*i64": 12}, (3, 7, 9)
+"""How many numbers `held.Held` gives as strides, and `paging.Listed`; which are 1 where memory is contiguous."""
 _STRIDES = {"latent_strides": 3, "rope_strides": 3, "chosen_strides": 3, "pages_strides": 2, "scales_strides": 3}
 """How many, where not 4."""
 
@@ -126,11 +126,28 @@ def compile_kernel(
     types |= {"workspace": "*fp32", "counters": "*i32", "listed": "*i16", "listed_counts": "*i32", "kept": "*u8"}
     if layout is not None:
         stored = {None: _DTYPES[dtype], torch.int8: "*i8", torch.uint8: "*u8"}[FORMATS[layout.format].storage]
-        types |= dict.fromkeys(("k", "v"), (stored, stored if layout.format == "plain" else "*fp32", "*i32"))
+        pages = "*i64" if layout.chosen else "*i32"
+        types |= dict.fromkeys(("k", "v"), (stored, stored if layout.format == "plain" else "*fp32", pages))
         if layout.key_group:
-            types["k"] = (stored, "*fp16", "*i32")
+            types["k"] = (stored, "*fp16", pages)
     built = build(function, types, constants, arch, choice.warps, choice.stages)
     return record(built, choice.family, arch, str(spec), str(choice), source)
+
+
+def compile_bounded(
+    spec: AttentionSpec, head_dim: int, dtype: torch.dtype, arch: str = DEFAULT_ARCH, page: int = 64, columns: int = 2048,
+    queries: int = 1,
+) -> CompiledKernel:
+    """The kernel that lists, of at most `columns` pages a sequence, those that a step of so many queries attends."""
+    from . import modules
+
+    machine_named(arch)
+    source = codegen.source(spec, "bounded", Layout(page=page, chosen=True))
+    types = dict.fromkeys(("q", "bounds"), _DTYPES[dtype])
+    types |= {"pages": "*i32", "scores": "*fp32", "listed": "*i64", "counters": "*i32"}
+    constants = paging.constants(spec.group, queries, head_dim, columns, upcast=False)
+    built = build(modules.load(source, "bounded").bounded, types, constants, arch, paging.WARPS, 1)
+    return record(built, "bounded", arch, str(spec), f"pages of {page}", source)
 
 
 def compile_listing(
@@ -227,8 +244,9 @@ def build(
             held = isinstance(types.get(name.removesuffix("_strides")), tuple)
             ones = _HELD_ONES if held else (_STRIDES.get(name, 4) - 1,)
             values.update(dict.fromkeys(((at, dim) for dim in ones), 1))
-            signature[name] = tuple("constexpr" if dim in ones else "i32" for dim in range(_HELD if held else ones[0] + 1))
-            aligned = (dim for dim in range(_HELD - 1 if held else ones[0]) if dim not in ones and not 4 <= dim < 10)
+            count = _HELD[types[name.removesuffix("_strides")][2]] if held else ones[0] + 1
+            signature[name] = tuple("constexpr" if dim in ones else "i32" for dim in range(count))
+            aligned = (dim for dim in range(4 if held else ones[0]) if dim not in ones)
             attributes.update(dict.fromkeys(((at, dim) for dim in aligned), _ALIGNED))
         elif isinstance(signature[name], tuple):
             attributes.update(dict.fromkeys(((at, place) for place in range(len(signature[name]))), _ALIGNED))

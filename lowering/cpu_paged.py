@@ -6,17 +6,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from ..ir import AttentionSpec
+from ..ops import output_like
 from ..pool import formats
+from ..sparsity import EXACTLY
 from . import cpu
 from .checks_paged import check_paged_operands
 from .cpu_plan import plan_of
 from .held import Held
+from .select import chooses
+from .sparse import cpu_bounded
 from .torch_index import box
 
 
@@ -45,23 +50,37 @@ class InPages(Held):
         rows = x.transpose(1, 2).flatten(2, 3).narrow(2, start - first * page, length)
         return torch.where(seen[:, None, :, None], rows, 0)
 
-    def __getitem__(self, index: tuple[slice, slice, slice]) -> Tensor:
-        """[:, :, start:stop]"""
+    def __getitem__(self, index: Any) -> Tensor:
+        """[:, :, start:stop], or [b, h, keys] of keys [N], all of which are there."""
+        if isinstance(index[0], int):
+            return self._rows(*index)
         start, stop, _ = index[2].indices(self.shape[2])
         return self.narrow(2, start, max(stop - start, 0))
+
+    def _rows(self, b: int, h: int, keys: Tensor) -> Tensor:
+        """[N, D]"""
+        at, row = self.pages[b, keys // self.store.shape[2]].long(), keys % self.store.shape[2]
+        x = self.store[at, h, row]
+        return x if self.scales is None else formats.dequantize(x, self.scales[at, h, row], self.format, self.dtype)
 
 
 def attend_paged(
     q: Tensor, k: Tensor, v: Tensor, k_scales: Tensor | None, v_scales: Tensor | None, pages: Tensor, format: str,
-    tables: Sequence[Tensor], sizes: Sequence[int], scalars: Sequence[float], spec: str,
+    tables: Sequence[Tensor], sizes: Sequence[int], scalars: Sequence[float], spec: str, bounds: Tensor | None = None,
 ) -> Tensor:
     """out [B, H, T, Dv] in the memory order of output_like. Raises OperandError where operands and spec disagree."""
-    check_paged_operands(q, k, v, k_scales, v_scales, pages, format, tables, sizes, scalars, spec)
-    hull = hull_of_batch(q, (tables, sizes, scalars), spec)
+    check_paged_operands(q, k, v, k_scales, v_scales, pages, format, tables, sizes, scalars, spec, bounds=bounds)
+    meaning, env = AttentionSpec.parse(spec), (tables, sizes, scalars)
+    plain = str(replace(meaning, sparsity=EXACTLY))
+    hull = hull_of_batch(q, env, plain)
     keys, values = (
         cast(Tensor, InPages(x, scales, pages, format, hull, q.dtype)) for x, scales in ((k, k_scales), (v, v_scales))
     )
-    return cpu.attend_checked(q, keys, values, tables, sizes, scalars, spec)
+    if bounds is None or not chooses(meaning, q.shape[2]) or keys.shape[2] == 0:
+        return cpu.attend_checked(q, keys, values, tables, sizes, scalars, plain)
+    out, plan = output_like(q, values, meaning.heads_first), plan_of(plain, torch.promote_types(q.dtype, torch.float32))
+    return cpu_bounded.attend(
+        q, keys, values, Held(k, k_scales, pages, format), hull, bounds, plan, meaning.sparsity, env, out)
 
 
 def hull_of_batch(q: Tensor, env: tuple[Any, ...], spec: str) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import OperandError
 from ..ir import TILE, AttentionSpec
 from ..ops import output_like
 from ..sparsity import EXACTLY
@@ -24,15 +25,16 @@ from .checks_paged import check_paged_operands
 from .choice import Choice, padded, padded_value
 from .decode import config as decode_config
 from .decode import launch as decode
-from .decode.config import Shape
+from .decode.config import MOST_BOUNDS, Shape
 from .held import Held, Layout, layout_of
 from .hopper import launch as hopper
 from .launch import launch as start
 from .machine import machine_of
 from .prefill import config as prefill
-from .select import DTYPES, candidates, choose, choose_paged
-from .sparse import listing
+from .select import DTYPES, candidates, choose, choose_paged, chooses
+from .sparse import listing, paging
 from .sparse.config import of_few_queries
+from .sparse.paging import Listed
 
 
 def attend(
@@ -51,19 +53,38 @@ def attend(
 
 def attend_paged(
     q: Tensor, k: Tensor, v: Tensor, k_scales: Tensor | None, v_scales: Tensor | None, pages: Tensor, format: str,
-    tables: list[Tensor], sizes: list[int], scalars: list[float], spec: str,
+    tables: list[Tensor], sizes: list[int], scalars: list[float], spec: str, bounds: Tensor | None = None,
 ) -> Tensor:
     """The op on keys and values in pages. OperandError where operands and spec disagree."""
-    check_paged_operands(q, k, v, k_scales, v_scales, pages, format, tables, sizes, scalars, spec, DTYPES)
+    check_paged_operands(q, k, v, k_scales, v_scales, pages, format, tables, sizes, scalars, spec, DTYPES, bounds)
     meaning = AttentionSpec.parse(spec)
+    plain = replace(meaning, sparsity=EXACTLY)
     keys, values = Held(k, k_scales, pages, format), Held(v, v_scales, pages, format)
     out = output_like(q, v.new_empty((1, 1, 1, values.shape[3]), dtype=q.dtype), meaning.heads_first)
     if out.numel() == 0 or keys.shape[2] == 0:
         return out.zero_()
     shape = *q.shape[:3], keys.shape[2], q.shape[3], values.shape[3]
-    choice = choose_paged(meaning, *shape, q.dtype, machine_of(q.device), format)
-    launch(meaning, choice, q, keys, values, operands(meaning, tables, sizes, scalars), out)
+    given, chosen = operands(plain, tables, sizes, scalars), bounds is not None and chooses(meaning, q.shape[2])
+    choice = choose_paged(plain, *shape, q.dtype, machine_of(q.device), format, keys.store.shape[2] if chosen else 0)
+    if chosen:
+        assert bounds is not None
+        if not choice.programs:
+            raise OperandError(f"attend_paged: pages are chosen for {MOST_BOUNDS} queries at most; found {len(q) * q.shape[2]}")
+        keys, values, given = _listed(meaning, q, keys, values, bounds, given)
+    launch(plain, choice, q, keys, values, given, out)
     return out
+
+
+def _listed(
+    spec: AttentionSpec, q: Tensor, keys: Held, values: Held, bounds: Tensor, given: list[Any]
+) -> tuple[Listed, Listed, list[Any]]:
+    """Keys and values of the pages that the spec's policy chooses, and the operands of the kernel that attends them."""
+    plain, given = replace(spec, sparsity=EXACTLY), [*given, paging.part_of(spec.sparsity)]
+    with torch.cuda.device_of(q):
+        found = paging.listed(
+            partial(kernel, plain, "bounded"), spec.group, q, bounds, keys.pages, keys.store.shape[2], given, upcast(q.dtype))
+    listed = (Listed(x.store, x.scales, x.pages, x.format, found) for x in (keys, values))
+    return *listed, given  # type: ignore[return-value]
 
 
 def _choice(spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor) -> Choice:

@@ -14,12 +14,13 @@ from .machine import machine_of
 @dataclass(frozen=True)
 class Layout:
     """What the text of a kernel says of pages: `page` tokens each, numbers in `format`; `key_group` channels of a key to a
-    scale, 0 where a scale is for the whole row; `e4m3`: the machine converts fp8 itself."""
+    scale, 0 where a scale is for the whole row; `e4m3`: the machine converts fp8 itself; `chosen`: of a list of pages."""
 
     format: str = "plain"
     page: int = 64
     key_group: int = 0
     e4m3: bool = False
+    chosen: bool = False
 
     def __str__(self) -> str:
         kind = "" if self.format == "plain" else f"{self.format} "

@@ -59,6 +59,12 @@ def tiles_listed(program, env):
 
 
 @triton.jit
+def kept_part(env):
+    """Of 65536, how many of the pages of a sequence are attended."""
+    return 65536
+
+
+@triton.jit
 def limit(env):
     """log2 of the ratio of weights below which a tile is left out."""
     return float("-inf")

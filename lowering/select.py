@@ -71,13 +71,19 @@ def many_rows(spec: AttentionSpec, queries: int) -> bool:
     return spec.group * queries > DECODE_ROWS and queries > DECODE_QUERIES and spec.kv_splits < 2
 
 
+def chooses(spec: AttentionSpec, queries: int) -> bool:
+    """Whether so many queries over pages choose among them: with many rows each page is read once for them all."""
+    return spec.sparsity.selects and not many_rows(spec, queries)
+
+
 @lru_cache(maxsize=4096)
 def choose_paged(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: int, head_dim: int, value_dim: int,
-                 dtype: torch.dtype, machine: Machine, format: str = "plain") -> Choice:
+                 dtype: torch.dtype, machine: Machine, format: str = "plain", page: int = 0) -> Choice:
     """The same for keys and values in pages, which the plain kernels read.
 
-    Quantised tiles are unpacked in registers: small ones, by 8 warps. Triton shares the stages out between the loads of `pages`
-    and those of the rows that they lead to: as many for each as a dense kernel has for its rows, if there is room: not on AMD.
+    Quantised tiles are unpacked in registers: small ones, by 8 warps. `page`: of chosen pages, in one of which a tile lies;
+    else Triton shares the stages out between the loads of `pages` and those of the rows that they lead to: as many for each
+    as a dense kernel has for its rows, if there is room: not on AMD.
     """
     if many_rows(spec, queries):
         tiled = prefill.candidates(head_dim, value_dim, dtype.itemsize, prefill.room(spec), machine)
@@ -87,8 +93,9 @@ def choose_paged(spec: AttentionSpec, batch: int, heads: int, queries: int, keys
         shape = decode.Shape(batch, heads // spec.group, queries, keys, head_dim, value_dim, dtype.itemsize)
         known = decode.candidates(spec, shape, prefill.room(spec)[0] == 32, machine)
     few = known if format == "plain" else [choice for choice in known if choice.block_n <= QUANTISED_KEYS[choice.family]]
-    found = (few or known[-1:])[0]
-    stages = 2 * found.stages - 1 if machine.backend == "cuda" else found.stages
+    few = [choice for choice in few or known[-1:] if page % choice.block_n == 0]
+    found = few[0]
+    stages = 2 * found.stages - 1 if machine.backend == "cuda" and not page else found.stages
     return dataclasses.replace(found, stages=stages, warps=found.warps if format == "plain" else 8)
 
 

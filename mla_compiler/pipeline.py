@@ -32,7 +32,7 @@ from .passes.denote import Evaluator
 from .passes.fold_operands import Grid
 from .passes.summarize_masks import Summary
 from .sites import describe, hint, layer_of
-from .sparsity import Rules
+from .sparsity import EXACTLY, Rules, Sparsity
 
 
 class Lowering(Protocol):
@@ -187,7 +187,9 @@ def served(run: Run, site: Progress, spec: AttentionSpec) -> tuple[Reason, str] 
     assert site.found is not None and site.grids is not None
     sizes, q = site.found.sizes, site.grids[0].node.meta["val"]
     named = emit.named(spec, run.evaluator).spec
-    return run.lowering.supports(named, int(sizes.head_dim), int(sizes.value_dim), q.dtype, q.device.type)
+    given = named, int(sizes.head_dim), int(sizes.value_dim), q.dtype, q.device.type
+    paged = site.pages.paged if site.pages is not None else None
+    return run.lowering.supports(*given) if paged is None else run.lowering.supports_paged(*given, paged.k.format, paged.k.page)
 
 
 def summarize(run: Run) -> None:
@@ -204,23 +206,29 @@ def sparsify_all(run: Run) -> None:
     for site in run.advance():
         assert site.spec is not None
         run.under(site)
-        wanted, unsuited = rules.of(layer_of(site.anchor)), _unsuited(site)
+        wanted = rules.of(layer_of(site.anchor))
+        unsuited = _unsuited(site, wanted)
         meaning = sparsify.match(site.name, site.spec, wanted, unsuited, partial(served, run, site))
         if isinstance(meaning, Rejected):
             site.sparsity = f"exact instead of {wanted}: {meaning}"
         else:
-            site.spec, site.sparsity = meaning, "" if meaning is site.spec else str(wanted)
-        if run.options.account and not unsuited:
+            steps = ", in steps of few queries" if site.pages is not None and site.pages.paged is not None else ""
+            site.spec, site.sparsity = meaning, "" if meaning is site.spec else f"{wanted}{steps}"
+        in_pages = site.pages is not None and site.pages.paged is not None
+        if run.options.account and not unsuited and not in_pages:
             name = layer_of(site.anchor) or site.name
             named[name] += 1
             site.spec = replace(site.spec, site=name if named[name] == 1 else f"{name} #{named[name]}")
 
 
-def _unsuited(site: Progress) -> str:
-    """Which attention the site is that is always exact; nothing if it is none."""
+def _unsuited(site: Progress, wanted: Sparsity) -> str:
+    """Which attention the site is that is exact under that policy; nothing if it is none."""
     if site.latent is not None and site.latent.over_latents:
         return "attention over a latent"
-    return "keys and values in pages" if site.pages is not None and site.pages.paged is not None else ""
+    if site.pages is None or site.pages.paged is None or wanted.policy != "pages":
+        in_pages = site.pages is not None and site.pages.paged is not None and wanted != EXACTLY
+        return "keys and values in pages" if in_pages else ""
+    return "" if site.pages.paged.k.bounds is not None else "keys in pages without bounds: KVPool(..., bounds=True) keeps them"
 
 
 def emit_all(run: Run) -> None:

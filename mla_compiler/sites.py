@@ -70,7 +70,8 @@ def _attended(site: Progress, run: Run) -> tuple[Costs, str, str]:
     costs = estimate(
         spec, B=q[0], H=q[1], Hkv=k[1], T=q[2], S=k[2], D=q[3], Dv=v[3], itemsize=dtype.itemsize,
         mask_bytes=_bytes(site.found.mask_node), repeated=spec.group > 1, score_passes=6 if site.found.handwritten else 0,
-        sizes={f"n{at}": hint(size) for at, size in enumerate(site.attend.args[-3])}, kv_bytes=kv_bytes, gathered=in_pages,
+        sizes={f"n{at}": hint(size) for at, size in enumerate(site.attend.args[8 if in_pages else 4])}, kv_bytes=kv_bytes,
+        gathered=in_pages,
     )
     return costs, kernel, config
 

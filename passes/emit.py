@@ -112,6 +112,7 @@ def _attend_paged(site: Attention, q: Grid, given: Arguments, builder: Builder, 
     return builder.call(
         torch.ops.flashmla.attend_paged.default, build(q, builder, sizes.batch, sizes.queries, sizes.head_dim), held.k, held.v,
         held.k_scales, held.v_scales, held.pages, held.format, *_of_spec(given),
+        *([paged.k.bounds] if given.spec.sparsity.selects else []),
     )
 
 

@@ -45,6 +45,7 @@ class Gather:
     format: str
     page: int
     flat: bool = False
+    bounds: Node | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def _gather(grid: Grid, channels: sympy.Basic, evaluator: Evaluator) -> Gather |
 def _pool_view(given: Mapping[str, Any], evaluator: Evaluator) -> tuple[Gather, tuple[str, ...]]:
     """With the names of its dimensions."""
     end, page = evaluator.read(given["lengths"], (E.b,)), int(size_of(given["pages"], 2))
-    return Gather(given["pages"], given["scales"], given["table"], end, given["format"], page), ("b", "h", "row", "d")
+    found = Gather(given["pages"], given["scales"], given["table"], end, given["format"], page, bounds=given["bounds"])
+    return found, ("b", "h", "row", "d")
 
 
 def _slots(name: str, given: Mapping[str, Any]) -> tuple[Gather | None, tuple[str, ...]]:

@@ -40,8 +40,8 @@ def total_of(x, y):
 
 
 @triton.jit
-def extents(B, T, S, env, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_T: tl.constexpr):
-    """The first visible key and the number of key tiles of each sequence [BLOCK_B]; no tiles past B."""
+def reach(B, T, S, env, BLOCK_B: tl.constexpr, BLOCK_T: tl.constexpr):
+    """The first visible key of each sequence [BLOCK_B] and one past the last; S and 0 where there is none."""
     o_b, o_t = corners(BLOCK_B, BLOCK_T)
     b = tl.minimum(o_b, B - 1)                                                                 # [BLOCK_B, 1]
     i = tl.minimum(o_t, T - 1)                                                                 # [1, BLOCK_T]
@@ -53,6 +53,13 @@ def extents(B, T, S, env, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_T:
         hi = tl.minimum(tl.maximum(hi * 0 + hull_hi(b, 0, i, env), 0), S).to(tl.int32)
     begin = in_line(tl.min(tl.where(lo < hi, lo, S), 1))
     end = in_line(tl.max(tl.where(lo < hi, hi, 0), 1))
+    return begin, end
+
+
+@triton.jit
+def extents(B, T, S, env, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_T: tl.constexpr):
+    """The first visible key and the number of key tiles of each sequence [BLOCK_B]; no tiles past B."""
+    begin, end = reach(B, T, S, env, BLOCK_B, BLOCK_T)
     tiles = tl.maximum(tl.cdiv(tl.maximum(end - begin, 0), BLOCK_N), 1)
     return begin, tl.where(ordinals(BLOCK_B) < B, tiles, 0)
 

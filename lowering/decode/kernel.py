@@ -45,6 +45,12 @@ def stream(b_q, first, last, lo, hi, at, keys, env, D: tl.constexpr, DV: tl.cons
 
 
 @triton.jit
+def end_of(last, lo, hi, S):
+    """`last`, or where what the rows see ends."""
+    return tl.minimum(last, tile_range(lo, hi, S)[1])
+
+
+@triton.jit
 def join_parts(workspace, out, out_strides, item, holder, parts, H, T, DV: tl.constexpr, GROUP: tl.constexpr,
                BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_DV: tl.constexpr, PER: tl.constexpr):
     """out of an item whose parts programs holder, ..., holder + parts - 1 have left, BLOCK_R rows at a time."""
@@ -68,7 +74,7 @@ def attend_part(tensors, item, first, last, part, parts, holder, H, T, S, env, D
     b64 = b.to(tl.int64)
     kv_head, h, i, m_row = rows_of(item % items, 0, H, T, GROUP, BLOCK_M, BLOCK_T, BLOCK_M)
     lo, hi = hull(b, h, i, S, env, BLOCK_M)
-    last = tl.minimum(last, tile_range(lo, hi, S)[1])
+    last = end_of(last, lo, hi, S)
     b_q = load_packed(q, q_strides, b64, h, i, D, BLOCK_D)                                   # [M, D]
     keys = head_of(k, k_strides, v, v_strides, b64, kv_head)
     if HAS_RESIDUE:

@@ -10,6 +10,9 @@ from ... import expr as E
 from ...ir import AttentionSpec
 from ...sparsity import EXACTLY, Sparsity
 
+LEAST_TILE = 16
+"""Keys of the smallest tile, which lies in one page where pages are chosen."""
+
 
 def unserved(spec: AttentionSpec) -> str:
     """Why no kernel keeps to the spec's policy, in words; nothing if one does."""
@@ -22,6 +25,22 @@ def unserved(spec: AttentionSpec) -> str:
     if not grows(spec.score):
         return f"{spec.sparsity} of a score that does not grow with q.k"
     return ""
+
+
+def unserved_in_pages(spec: AttentionSpec, page: int) -> str:
+    """The same of a step over pages of `page` tokens: whole pages are chosen, so many of them, by their bounds."""
+    policy = spec.sparsity
+    if policy == EXACTLY:
+        return ""
+    if (policy.policy, policy.measure, policy.then) != ("pages", "", 0.0):
+        return f"{policy} of keys and values in pages, of which pages=share alone is served"
+    if page % LEAST_TILE:
+        return f"{policy} in pages of {page} tokens, no multiple of {LEAST_TILE}"
+    if spec.residue != sympy.true:
+        return f"{policy} under a mask that says more than where the visible keys begin and end"
+    if spec.kv_splits or E.h in spec.lo.free_symbols | spec.hi.free_symbols:
+        return f"{policy} of keys that are divided head by head" if not spec.kv_splits else f"{policy} with kv_splits"
+    return "" if grows(spec.score) else f"{policy} of a score that does not grow with q.k"
 
 
 def grows(score: sympy.Basic) -> bool:

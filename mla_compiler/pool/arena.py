@@ -1,4 +1,5 @@
-"""The memory itself: for each layer k [P, kv_heads, page, k_dim], v likewise, and the scales of both; on one device.
+"""The memory itself: for each layer k [P, kv_heads, page, k_dim], v likewise, the scales of both, and the bounds of keys;
+on one device.
 
 The tokens of one head of one page lie together: what a kernel loads at a time is one piece of memory.
 """
@@ -27,9 +28,10 @@ class Store:
     formats: tuple[str, str]
     dtype: torch.dtype
     groups: tuple[int, int]
+    bounds: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
-        return [x for x in (self.k, self.v, self.k_scales, self.v_scales) if x is not None]
+        return [x for x in (self.k, self.v, self.k_scales, self.v_scales, self.bounds) if x is not None]
 
     def append(self, table: Tensor, lengths: Tensor, k: Tensor, v: Tensor) -> None:
         """k [B, H, T, k_dim] and v [B, H, T, v_dim] as tokens lengths[b] ... of each row. Nothing flows back through them."""
@@ -41,11 +43,14 @@ class Store:
                 values, scale = POOL.pool_quantize(x.detach(), format, group)
                 POOL.pool_append(store, table, lengths, values)
                 POOL.pool_append(scales, table, lengths, scale)
+                x = formats.dequantize(values, scale, format, self.dtype) if store is self.k and self.bounds is not None else x
+            if store is self.k and self.bounds is not None:
+                POOL.pool_bound(self.bounds, table, lengths, x, store.shape[2])
 
     def view(self, table: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """k and v [B, H, N * page, D] of every token, in order: `pool_view`."""
         return (
-            POOL.pool_view(self.k, self.k_scales, table, lengths, self.formats[0], self.dtype),
+            POOL.pool_view(self.k, self.k_scales, table, lengths, self.formats[0], self.dtype, self.bounds),
             POOL.pool_view(self.v, self.v_scales, table, lengths, self.formats[1], self.dtype),
         )
 
@@ -81,7 +86,15 @@ class Arena:
         (k, k_scales), (v, v_scales) = (
             self._plane(count, *one) for one in zip((g.k_dim, g.v_dim), kinds, groups, strict=True)
         )
-        return Store(k, v, k_scales, v_scales, (kinds[0].name, kinds[1].name), g.dtype, groups)
+        return Store(k, v, k_scales, v_scales, (kinds[0].name, kinds[1].name), g.dtype, groups, self._bounds(count))
+
+    def _bounds(self, count: int) -> Tensor | None:
+        g = self.geometry
+        if not g.bounds:
+            return None
+        bounds = torch.empty(count, g.kv_heads, 2, g.k_dim, dtype=g.dtype, device=g.device)
+        torch._dynamo.mark_static_address(bounds, guard=False)
+        return bounds
 
     def _plane(self, count: int, dim: int, kind: Format, group: int) -> tuple[Tensor, Tensor | None]:
         g = self.geometry
@@ -104,6 +117,7 @@ class Arena:
             for new, old in zip(larger.tensors(), store.tensors(), strict=True):
                 new[: len(old)].copy_(old)
             store.k, store.v, store.k_scales, store.v_scales = larger.k, larger.v, larger.k_scales, larger.v_scales
+            store.bounds = larger.bounds
 
     def copy(self, sources: list[int], targets: list[int]) -> None:
         """Whole pages, in every layer."""

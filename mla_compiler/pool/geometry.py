@@ -14,6 +14,7 @@ from .formats import PAIRS, Format
 @dataclass(frozen=True)
 class Geometry:
     """A page: `page` tokens of `layers` layers, each k [kv_heads, page, k_dim] and v [kv_heads, page, v_dim], in `format`.
+    `bounds`: with the least and greatest of its keys (`bounds`), [kv_heads, 2, k_dim].
 
     `dtype` is that of the keys and values that go in and come out.
     """
@@ -26,6 +27,7 @@ class Geometry:
     device: torch.device
     page: int = 64
     format: str = "plain"
+    bounds: bool = False
 
     def __post_init__(self) -> None:
         if self.format not in PAIRS:
@@ -47,7 +49,8 @@ class Geometry:
         dims = f"{self.k_dim}" if self.k_dim == self.v_dim else f"({self.k_dim}, {self.v_dim})"
         kind = "" if self.format == "plain" else f" in {self.format}"
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.layers} layers, {self.kv_heads} x {dims}, {dtype}, pages of {self.page}{kind}"
+        bounded = " with bounds" if self.bounds else ""
+        return f"{self.layers} layers, {self.kv_heads} x {dims}, {dtype}, pages of {self.page}{kind}{bounded}"
 
     @property
     def token_bytes(self) -> int:
@@ -58,7 +61,8 @@ class Geometry:
 
     @property
     def page_bytes(self) -> int:
-        return self.page * self.token_bytes
+        bounds = self.layers * self.kv_heads * 2 * self.k_dim * self.dtype.itemsize if self.bounds else 0
+        return self.page * self.token_bytes + bounds
 
     def pages_for(self, tokens: int) -> int:
         """The pages that hold this many tokens of one sequence."""

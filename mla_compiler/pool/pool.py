@@ -43,6 +43,7 @@ class KVPool:
 
     A page spans `layers` layers; keys and values may differ in their head dims. `format` is how they lie in memory
     (`formats`): "plain", "fp8", "int8", "int4", "k8v4". `preallocate=False` takes the memory as it is needed, up to the size;
+    `bounds=True` keeps the least and greatest of the keys of each page, by which `flashmla.sparsity="pages=..."` chooses pages.
     `grow=True` lets the pool double beyond it. `host_tokens` may wait in host memory: what is `idle`, when there is no room
     otherwise, and what one evicts; whatever uses such a sequence brings it back.
     Any thread may call; no call waits for the device. A sequence that several streams use is ordered between them by the
@@ -53,10 +54,10 @@ class KVPool:
         self, layers: int, kv_heads: int, k_dim: int, v_dim: int | None = None, *, dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu", page: int = 64, nbytes: int | None = None, tokens: int | None = None,
         fraction: float | None = None, preallocate: bool = True, grow: bool = False, format: str = "plain",
-        host_tokens: int = 0, fence: Callable[[], Fence | None] | None = None,
+        host_tokens: int = 0, bounds: bool = False, fence: Callable[[], Fence | None] | None = None,
     ) -> None:
         v_dim = k_dim if v_dim is None else v_dim
-        self.geometry = Geometry(layers, kv_heads, k_dim, v_dim, dtype, exactly(device), page, format)
+        self.geometry = Geometry(layers, kv_heads, k_dim, v_dim, dtype, exactly(device), page, format, bounds)
         size = pages_bought(self.geometry, nbytes, tokens, fraction)
         self._limit = None if grow else size
         self._lock = threading.RLock()

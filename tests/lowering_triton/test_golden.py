@@ -22,6 +22,9 @@ def test_source(golden, name, family):
 def test_source_of_pages(golden):
     spec = AttentionSpec.parse(CASES["live length"].spec)
     golden("kernels/decode live length in int4 pages.txt", codegen.source(spec, "decode", Layout("int4", 64, 32)))
+    chosen = Layout("plain", 64, chosen=True)
+    golden("kernels/decode live length in chosen pages.txt", codegen.source(spec, "decode", chosen))
+    golden("kernels/bounded live length.txt", codegen.source(spec, "bounded", chosen))
 
 
 @pytest.mark.parametrize("policy", ["error_budget=0.01", "pages.share=0.05+threshold=0.1"])
@@ -38,6 +41,6 @@ def test_source_is_python_that_names_its_meaning(name, family):
     module = ast.parse(text)
     assert family in [node.name for node in module.body if isinstance(node, ast.FunctionDef)]
     about = ast.get_docstring(module)
-    assert about.startswith(("out[b,h,i,:]", "listed[tile of rows]", "scores[", "promise(", "dropped[b,h,i]"))
+    assert about.startswith(("out[b,h,i,:]", "listed[", "scores[", "promise(", "dropped[b,h,i]"))
     assert "visible" in about
     assert text == codegen.source.__wrapped__(AttentionSpec.parse(str(spec)), family)

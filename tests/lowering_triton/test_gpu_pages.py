@@ -5,6 +5,8 @@ import torch
 
 from mla_compiler import lowering
 from tests.ops.pages import encoded, store
+from tests.pool.test_bounds import CASES as CHOSEN
+from tests.pool.test_bounds import problem
 
 from .attentions import CASES
 from .test_gpu import check, within_twice
@@ -61,3 +63,14 @@ def test_a_graph_replays_as_sequences_grow_into_new_pages(format):
         lengths.copy_(torch.tensor(ends))
         graph.replay()
         within_twice(out, q, k, v, [lengths], spec)
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_chosen_pages(name):
+    """As the policy's words have it, in float64: pages are chosen, listed and attended."""
+    arguments, truth, formula = problem(**CHOSEN[name])
+    moved = [x.cuda() if isinstance(x, torch.Tensor) else [y.cuda() for y in x] if isinstance(x, list) else x
+             for x in arguments]
+    found = torch.ops.flashmla.attend_paged(*moved).cpu().double()
+    rounding = truth.abs().max() * torch.finfo(arguments[0].dtype).eps
+    assert (found - truth).abs().max() <= 2 * max((formula - truth).abs().max(), rounding)

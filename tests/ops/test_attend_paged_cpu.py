@@ -57,7 +57,7 @@ def test_wrong_operands_are_named():
         "v_scales is": (q, k, v, ks, vs.half(), pages, format, *rest),
         "have no v_scales": (q, k.float(), v.float(), None, vs, pages, "plain", *rest),
         "4 dimensions": (q[0], k, v, ks, vs, pages, format, *rest),
-        "exact; found lsh": (q, k, v, ks, vs, pages, format, *rest[:-1], f"{rest[-1]}; sparsity: lsh=0.5"),
+        "pages=share alone": (q, k, v, ks, vs, pages, format, *rest[:-1], f"{rest[-1]}; sparsity: lsh=0.5"),
     }.items():
         with pytest.raises(OperandError, match=message):
             attend_paged(*arguments)

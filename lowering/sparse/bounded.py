@@ -1,0 +1,121 @@
+"""listed[b, g] = the pages of sequence b whose bounds promise the queries of KV head g most, `kept` of them, in ascending order
+
+    promise(n) = max over rows of score(relu(q) . bounds[page n, g, 0] + relu(-q) . bounds[page n, g, 1])
+
+which no q . k of the page exceeds (`pool/bounds.py`). The first page and the last ones are always among them (`kept.py`); of
+pages that promise the same, to 22 bits, the later ones.
+
+Shapes: q [B, H, T, D], any strides; bounds [P, G, 2, D] contiguous; pages [B, N], a negative one counts from the last; scores
+[B, G, N] float32; listed [B, G, N] int64, page << 32 | number; counters [B * G] int32, 0 before and after.
+Grid: (B * G * ceil(N / CHUNK),): a program writes the promises of CHUNK pages; the last of an item to come finds the cut, two
+bits of it at a time, and lists what reaches it. The pages of a sequence are those of its hull, read from its lengths.
+Traffic: 4 D bytes a page and head in 16 bits, 1 / PAGE of what its keys and values are; 8 N a list.
+"""
+
+import triton
+import triton.language as tl
+
+from ..hooks import score
+from ..packed import load_packed
+from ..pages import PAGE
+from ..scan import dot, hull, tile_range
+from .kept import pages_kept, pages_of, recent
+
+COUNT = tl.constexpr(2097151)
+"""The low 21 bits."""
+
+
+@triton.jit
+def promise(q, q_strides, p_bounds, m_n, number, b, g, T, S, env, D: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr,
+            BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, UPCAST: tl.constexpr):
+    """The greatest promise to any row of pages `number` [CHUNK], whose bounds lie at p_bounds [CHUNK], where m_n."""
+    o_d = tl.arange(0, BLOCK_D)[None, :]
+    m_d = m_n[:, None] & (o_d < D)
+    b_most = tl.load(p_bounds[:, None] + o_d, mask=m_d, other=0.0)                             # [CHUNK, D]
+    b_least = tl.load(p_bounds[:, None] + (D + o_d), mask=m_d, other=0.0)
+    best = tl.full([CHUNK], float("-inf"), tl.float32)
+    j0 = (number * PAGE)[None, :]
+    for r0 in tl.range(0, GROUP * T, BLOCK_M, num_stages=1):
+        r = tl.minimum(r0 + tl.arange(0, BLOCK_M), GROUP * T - 1)[:, None]                     # [M, 1]
+        h = g * GROUP + r // T
+        i = r % T
+        b_q = load_packed(q, q_strides, b.to(tl.int64), h, i, D, BLOCK_D).to(tl.float32)       # [M, D]
+        s = tl.zeros([BLOCK_M, CHUNK], tl.float32)
+        s = dot(tl.maximum(b_q, 0.0).to(b_most.dtype), tl.trans(b_most), s, UPCAST)
+        s = dot(tl.maximum(-b_q, 0.0).to(b_most.dtype), tl.trans(b_least), s, UPCAST)          # [M, CHUNK]
+        a = score(s, b, h, i, j0 + PAGE // 2, env)
+        lo, hi = hull(b, h, i, S, env, BLOCK_M)
+        a = tl.where((j0 < hi) & (j0 + PAGE > lo), tl.where(a == a, a, float("inf")), float("-inf"))
+        best = tl.maximum(best, tl.max(a, 0))
+    return best
+
+
+@triton.jit
+def ordered(s):
+    """Whole numbers in [0, 2^30) that are ordered as s [C] is, to 22 bits."""
+    bits = s.to(tl.int32, bitcast=True)
+    magnitude = (bits & 2147483647) >> 2
+    return tl.where(bits < 0, 536870911 - magnitude, 536870912 + magnitude)
+
+
+@triton.jit
+def cut_of(key, k):
+    """The greatest number that k of key [C] reach, found from its highest bits on; three candidates are counted at once."""
+    cut = tl.zeros([], tl.int32)
+    for n in tl.range(0, 15, num_stages=1):
+        one = 1 << (28 - 2 * n)
+        counts = (key >= cut + one).to(tl.int64) + ((key >= cut + 2 * one).to(tl.int64) << 21)
+        total = tl.sum(counts + ((key >= cut + 3 * one).to(tl.int64) << 42))
+        digit = ((total & COUNT) >= k).to(tl.int32) + (((total >> 21) & COUNT) >= k).to(tl.int32)
+        cut += (digit + ((total >> 42) >= k).to(tl.int32)) * one
+    return cut
+
+
+@triton.jit
+def list_pages(p_pages, s_page, p_scores, p_listed, first, n, P, T, env, BLOCK_C: tl.constexpr):
+    """Of one item, whose pages are the n from `first` on and whose scores are all there."""
+    o_c = tl.arange(0, BLOCK_C)
+    m_c = o_c < n
+    # Past the first-level cache: other processors wrote them in this launch.
+    b_s = tl.load(p_scores + first + o_c, mask=m_c, other=0.0, cache_modifier=".cg")           # [C]
+    page = tl.load(p_pages + (first + o_c).to(tl.int64) * s_page, mask=m_c, other=0).to(tl.int64)
+    always = (o_c == 0) | (o_c >= n - recent(T))
+    key = tl.where(m_c, tl.where(always, 1073741823, ordered(b_s)), -1)
+    k = pages_kept(n, T, env)
+    cut = cut_of(key, k)
+    tie = (key == cut).to(tl.int32)
+    room = k - tl.sum((key > cut).to(tl.int32))
+    later = tl.sum(tie) - tl.cumsum(tie)
+    stays = ((key > cut) | ((tie > 0) & (later < room))).to(tl.int32)
+    entry = (tl.where(page < 0, page + P, page) << 32) | (first + o_c).to(tl.int64)
+    tl.store(p_listed + tl.cumsum(stays) - stays, entry, mask=stays > 0)
+
+
+@triton.jit(do_not_specialize=["H", "T", "S", "N", "P"])
+def bounded(q, q_strides, bounds, pages, pages_strides, scores, listed, counters, H, T, S, N, P,
+            operands, D: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr,
+            BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, BLOCK_C: tl.constexpr, UPCAST: tl.constexpr):
+    env = operands
+    parts = tl.cdiv(N, CHUNK)
+    part = tl.program_id(0) % parts
+    item = tl.program_id(0) // parts
+    b = item // (H // GROUP)
+    g = item % (H // GROUP)
+    number = part * CHUNK + tl.arange(0, CHUNK)                                                # [CHUNK]
+    p_pages = pages + b.to(tl.int64) * pages_strides[0]
+    page = tl.load(p_pages + number.to(tl.int64) * pages_strides[1], mask=number < N, other=0).to(tl.int64)
+    i = tl.minimum(tl.arange(0, BLOCK_T), T - 1)[:, None]
+    lo, hi = hull(b, 0, i, S, env, BLOCK_T)
+    begin, end = tile_range(lo, hi, S)
+    first, n = pages_of(begin, end)
+    if (part >= first // CHUNK) & (part * CHUNK < first + n):
+        row = item.to(tl.int64) * N
+        p_bounds = bounds + (tl.where(page < 0, page + P, page) * (H // GROUP) + g) * (2 * D)
+        m_n = (number >= first) & (number < first + n)
+        s = promise(q, q_strides, p_bounds, m_n, number, b, g, T, S, env, D, GROUP, BLOCK_M, BLOCK_D, CHUNK, UPCAST)
+        tl.store(scores + row + number, s, mask=m_n)
+        tl.debug_barrier()                                          # all threads have stored before one of them counts
+        live = tl.cdiv(first + n, CHUNK) - first // CHUNK
+        if tl.atomic_add(counters + item, 1, sem="acq_rel") == live - 1:
+            tl.store(counters + item, 0)
+            list_pages(p_pages, pages_strides[1], scores + row, listed + row, first, n, P, T, env, BLOCK_C)
