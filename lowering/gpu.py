@@ -70,12 +70,12 @@ def attend_paged(
         assert bounds is not None
         if not choice.programs:
             raise OperandError(f"attend_paged: pages are chosen for {MOST_BOUNDS} queries at most; found {len(q) * q.shape[2]}")
-        keys, values, given = _listed(meaning, q, keys, values, bounds, given)
+        keys, values, given = _of_chosen_pages(meaning, q, keys, values, bounds, given)
     launch(plain, choice, q, keys, values, given, out)
     return out
 
 
-def _listed(
+def _of_chosen_pages(
     spec: AttentionSpec, q: Tensor, keys: Held, values: Held, bounds: Tensor, given: list[Any]
 ) -> tuple[Listed, Listed, list[Any]]:
     """Keys and values of the pages that the spec's policy chooses, and the operands of the kernel that attends them."""
