@@ -97,8 +97,7 @@ def decides(spec: AttentionSpec) -> bool:
 
 def _inward(spec: AttentionSpec) -> tuple[str, ...]:
     """What takes the place of functions of the Hopper kernel in one that leaves tiles out."""
-    own = ("sparse/told.py", "sparse/decide.py", "sparse/consumer.py", "sparse/loader.py") if decides(spec) else ()
-    return ("sparse/inward.py", *own) if chosen(spec) else ()
+    return ("sparse/inward.py",) if chosen(spec) else ()
 
 
 def _gluon(spec: AttentionSpec, family: str) -> str:
@@ -111,8 +110,7 @@ def _gluon(spec: AttentionSpec, family: str) -> str:
     if family == "hopper":
         flags |= {"HAS_RESIDUE": spec.residue != sympy.true, "HAS_TILE": spec.tile is not None}
         if chosen(spec):
-            flags |= {"LISTED": chosen(spec) == "list", "THRESHOLD": decides(spec),
-                      "BUDGET": spec.sparsity.policy == "error_budget"}
+            flags |= {"LISTED": chosen(spec) == "list", "THRESHOLD": decides(spec)}
     else:
         wanted = [hook for hook in wanted if hook.name not in ("residue", "tile_class")]
     if family.endswith("exchange"):
