@@ -109,8 +109,6 @@ def _gluon(spec: AttentionSpec, family: str) -> str:
     wanted = list(hooks(spec))
     if family == "hopper":
         flags |= {"HAS_RESIDUE": spec.residue != sympy.true, "HAS_TILE": spec.tile is not None}
-        if chosen(spec):
-            flags |= {"LISTED": chosen(spec) == "list", "THRESHOLD": decides(spec)}
     else:
         wanted = [hook for hook in wanted if hook.name not in ("residue", "tile_class")]
     if family.endswith("exchange"):
