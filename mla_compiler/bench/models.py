@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from torch import _dynamo
+
+from ..errors import OptionError
 from . import show
 from .cases import COLUMNS, CPU_CASES, EAGER, FLASHMLA, GPU_CASES, INDUCTOR, SHAPES, SMOLLM2, TINY_SHAPES, Case
 from .compare import Settings, run_case, run_interleaved
@@ -19,6 +22,12 @@ if TYPE_CHECKING:
 def columns(asked: list[str] | None, default: list[str]) -> list[str]:
     """The columns asked for that models have, in their order, eager first."""
     return default if asked is None else [name for name in COLUMNS if name == EAGER or name in asked]
+
+
+def require() -> None:
+    """OptionError where torch does not know our backend: the package was found in a folder and is not installed."""
+    if FLASHMLA not in _dynamo.list_backends(exclude_tags=None):
+        raise OptionError(f"torch knows no backend {FLASHMLA!r}: mla_compiler is not installed here", "run pip install -e .")
 
 
 def run(session: Session) -> None:

@@ -29,6 +29,8 @@ def run(given: argparse.Namespace) -> int:
     groups = _groups(given, session)
     if given.plot is not None:
         plot.require(groups)
+    if "model" in groups:
+        models.require()
     results, console = session.results, session.console
     console.print(*(f"{key} {value}" for key, value in results.about.items()), sep="; ")
     _compile_beforehand(groups, session)

@@ -50,6 +50,12 @@ def test_cases_are_named_by_a_regular_expression(capsys):
         bench.parse(["--cases", "("])
 
 
+def test_models_need_the_installed_backend(monkeypatch, capsys):
+    monkeypatch.setattr(models._dynamo, "list_backends", lambda exclude_tags: ["inductor"])
+    assert bench.main([*TINY[:5], "--group", "model"]) == 2
+    assert "'flashmla'" in capsys.readouterr().err
+
+
 def test_kernels_at_full_size_need_a_gpu(capsys):
     assert bench.main(["--device", "cpu", "--group", "prefill"]) == 2
     assert "--tiny" in capsys.readouterr().err
