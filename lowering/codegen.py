@@ -63,6 +63,8 @@ _SCANS = {"": (), "threshold": ("sparse/scan.py",), "list": ("sparse/scan.py", "
 """What takes the place of `scan` in a kernel that leaves tiles out."""
 _CHOSEN = ("sparse/kept.py", "sparse/chosen.py")
 """The same in a step over pages of which some are chosen."""
+_INWARD = ("sparse/inward.py",)
+"""The same of functions of the Hopper kernel, where tiles are chosen beforehand."""
 _ACCOUNT = ("kept", "kept_heads", "kept_rows", "kept_columns", "kept_group", "kept_queries")
 _LIST = ("listed", "listed_counts", "listed_capacity")
 _ROW, _POINT = "b, h, i", "b, h, i, j"
@@ -90,19 +92,10 @@ def chosen(spec: AttentionSpec) -> str:
     return "list" if spec.sparsity.selects else "threshold" if spec.sparsity != EXACTLY else ""
 
 
-def decides(spec: AttentionSpec) -> bool:
-    """Whether the kernel itself leaves tiles out, tile by tile."""
-    return spec.sparsity.log2_limit > -math.inf
-
-
-def _inward(spec: AttentionSpec) -> tuple[str, ...]:
-    """What takes the place of functions of the Hopper kernel in one that leaves tiles out."""
-    return ("sparse/inward.py",) if chosen(spec) else ()
-
-
 def _gluon(spec: AttentionSpec, family: str) -> str:
     """The module of a Gluon kernel: its hooks are the same text, in Gluon's names."""
-    files = [_HERE / name for name in (*_GLUON[family], *(_inward(spec) if family == "hopper" else ()))]
+    inward = _INWARD if family == "hopper" and chosen(spec) else ()
+    files = [_HERE / name for name in (*_GLUON[family], *inward)]
     flags = {
         "HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_SINK": spec.sink is not None, "SCALE": _scale(spec),
     }

@@ -30,6 +30,7 @@ from .passes.attention import Attention
 from .passes.build import Builder
 from .passes.denote import Evaluator
 from .passes.fold_operands import Grid
+from .passes.page_cache import Paged
 from .passes.summarize_masks import Summary
 from .sites import describe, hint, layer_of
 from .sparsity import EXACTLY, Rules, Sparsity
@@ -188,7 +189,7 @@ def served(run: Run, site: Progress, spec: AttentionSpec) -> tuple[Reason, str] 
     sizes, q = site.found.sizes, site.grids[0].node.meta["val"]
     named = emit.named(spec, run.evaluator).spec
     given = named, int(sizes.head_dim), int(sizes.value_dim), q.dtype, q.device.type
-    paged = site.pages.paged if site.pages is not None else None
+    paged = _paged(site)
     return run.lowering.supports(*given) if paged is None else run.lowering.supports_paged(*given, paged.k.format, paged.k.page)
 
 
@@ -212,10 +213,9 @@ def sparsify_all(run: Run) -> None:
         if isinstance(meaning, Rejected):
             site.sparsity = f"exact instead of {wanted}: {meaning}"
         else:
-            steps = ", in steps of few queries" if site.pages is not None and site.pages.paged is not None else ""
+            steps = ", in steps of few queries" if _paged(site) is not None else ""
             site.spec, site.sparsity = meaning, "" if meaning is site.spec else f"{wanted}{steps}"
-        in_pages = site.pages is not None and site.pages.paged is not None
-        if run.options.account and not unsuited and not in_pages:
+        if run.options.account and not unsuited and _paged(site) is None:
             name = layer_of(site.anchor) or site.name
             named[name] += 1
             site.spec = replace(site.spec, site=name if named[name] == 1 else f"{name} #{named[name]}")
@@ -225,10 +225,17 @@ def _unsuited(site: Progress, wanted: Sparsity) -> str:
     """Which attention the site is that is exact under that policy; nothing if it is none."""
     if site.latent is not None and site.latent.over_latents:
         return "attention over a latent"
-    if site.pages is None or site.pages.paged is None or wanted.policy != "pages":
-        in_pages = site.pages is not None and site.pages.paged is not None and wanted != EXACTLY
-        return "keys and values in pages" if in_pages else ""
-    return "" if site.pages.paged.k.bounds is not None else "keys in pages without bounds: KVPool(..., bounds=True) keeps them"
+    paged = _paged(site)
+    if paged is None or wanted == EXACTLY:
+        return ""
+    if wanted.policy != "pages":
+        return "keys and values in pages"
+    return "" if paged.k.bounds is not None else "keys in pages without bounds: KVPool(..., bounds=True) keeps them"
+
+
+def _paged(site: Progress) -> Paged | None:
+    """The pages that a kernel reads the site's keys and values from."""
+    return None if site.pages is None else site.pages.paged
 
 
 def emit_all(run: Run) -> None:

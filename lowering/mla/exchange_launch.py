@@ -128,7 +128,7 @@ def _of_heads(spec: AttentionSpec) -> bool:
 
 
 def shares(items: int, tiles: int, blocks: int) -> tuple[int, int]:
-    """(tiles of a block, tiles of an item in the line) for equal items; as `share` in `line.py`."""
+    """(tiles of a block, tiles of an item in the line) for equal items; as `share_alike` in `line.py`."""
     each = max(-(-items * tiles // blocks), LEAST_TILES)
     limit = each + 1 + each // 8
     if items <= blocks:

@@ -60,10 +60,10 @@ def finish(w: gl.constexpr, acc, m, l, place, message, queries, small, bars, tur
             at = (slot * lanes + lane) * ROWS
             halves = acc.reshape([ROWS, 2, HALF // 2]).permute([0, 2, 1]).split()
             room = queries[0].index(w).reshape([ROWS, HALF])._reinterpret(gl.float32, [ROWS, HALF // 2], workspace.layout)
+            there = room.slice(0, workspace.block_type.shape[0], 0)
             for part in gl.static_range(2):
                 room.store(halves[part])
                 fence_async_shared()
-                there = room.slice(0, workspace.block_type.shape[0], 0)
                 tma.async_copy_shared_to_global(workspace, [at, w * HALF + part * (HALF // 2)], there)
                 tma.store_wait(0)
             if w == 0:

@@ -98,13 +98,18 @@ def plan_of(sizes, env, N: gl.constexpr, BLOCK_B: gl.constexpr, BLOCK_T: gl.cons
         return w * 0, w * 0, SPLITS, w >= 0, w // SPLITS, w // SPLITS + 1, w * 0
     else:
         if CHOSEN:
-            total = B * T * STEP
-            at = gl.minimum(w * EACH, total)
-            stop = gl.minimum(at + EACH, total)
-            first = gl.minimum(at // STEP, B * T - 1)
-            return at, stop, EACH, w >= 0, first, gl.maximum((stop + STEP - 1) // STEP, first + 1), STEP
+            return plan_alike(w, B * T, STEP, EACH, w >= 0)
         else:
             return plan_of_lengths(w, gl.num_programs(0) // lanes, sizes, env, N, BLOCK_B, BLOCK_T)
+
+
+@gluon.jit
+def plan_alike(w, items, n, each, whole):
+    """The plan of block w where each item has n tiles."""
+    at = gl.minimum(w * each, items * n)
+    stop = gl.minimum(at + each, items * n)
+    first = gl.minimum(at // n, items - 1)
+    return at, stop, each, whole, first, gl.maximum((stop + n - 1) // n, first + 1), n
 
 
 @gluon.jit
@@ -115,11 +120,7 @@ def plan_of_lengths(w, blocks, sizes, env, N: gl.constexpr, BLOCK_B: gl.constexp
     n = uniform(gl.max(tiles, 0))
     if n == uniform(gl.min(gl.where(tiles > 0, tiles, NONE), 0)):
         each, whole = share_alike(B, n, blocks)
-        n = lengthened(n, each, whole)
-        at = gl.minimum(w * each, B * n)
-        stop = gl.minimum(at + each, B * n)
-        first = gl.minimum(at // n, B - 1)
-        beyond = gl.maximum((stop + n - 1) // n, first + 1)
+        at, stop, each, whole, first, beyond, n = plan_alike(w, B, lengthened(n, each, whole), each, whole)
     else:
         each, whole = share(tiles, blocks)
         tiles = lengthened(tiles, each, whole)

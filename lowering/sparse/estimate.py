@@ -12,8 +12,7 @@ float32. Grid: that of `prefill`, and a program the same tile of rows. FLOPs: 8 
 import triton
 import triton.language as tl
 
-from ..rows import load_rows
-from .promises import ALPHA, both, log2_sum, promises, tile_of
+from .promises import both, log2_sum, promises, queries_and_boxes, tile_of
 
 
 @triton.jit
@@ -34,12 +33,7 @@ def estimate(q, q_strides, centre, half, scores, H, T, S, X, CAPACITY,
     env = operands
     pid = tl.program_id(0)
     b, h, row, lo, hi, start, inner, outer, stop = tile_of(pid, H, T, S, env, BLOCK_M, BLOCK_N)
-    p_q = q + b.to(tl.int64) * q_strides[0] + h.to(tl.int64) * q_strides[1]
-    b_q = load_rows(p_q, q_strides[2], q_strides[3], tl.minimum(row, T - 1), 0, T, D, BLOCK_D, False)    # [M, D]
-    b_a = (tl.abs(b_q.to(tl.float32)) * ALPHA).to(b_q.dtype)
-    kv_head = (b * (H // GROUP) + h // GROUP).to(tl.int64) * X * D
-    keys = (centre + kv_head, half + kv_head)
-    at = (b, h, tl.minimum(row, T - 1)[:, None])
+    b_q, b_a, keys, at = queries_and_boxes(q, q_strides, centre, half, b, h, row, H, T, X, D, GROUP, BLOCK_D)
     top = start + tl.cdiv(tl.maximum(stop - start, 0), BLOCK_N) * BLOCK_N
     chunks = tl.cdiv(tl.maximum(top - start, 0), CHUNK * BLOCK_N)
     y = tl.full([lo.shape[0]], float("-inf"), tl.float32)

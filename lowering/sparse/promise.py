@@ -12,8 +12,7 @@ Grid: that of `prefill`, and a program the same tile of rows. FLOPs: 4 D / BOX p
 import triton
 import triton.language as tl
 
-from ..rows import load_rows
-from .promises import ALPHA, both, log2_sum, promises, tile_of
+from .promises import both, log2_sum, promises, queries_and_boxes, tile_of
 
 
 @triton.jit(do_not_specialize=["T", "S", "X", "CAPACITY"])
@@ -24,12 +23,7 @@ def promise(q, q_strides, centre, half, listed, counts, share, H, T, S, X, CAPAC
     PER: tl.constexpr = BLOCK_N // BOX
     pid = tl.program_id(0)
     b, h, row, lo, hi, start, inner, outer, stop = tile_of(pid, H, T, S, env, BLOCK_M, BLOCK_N)
-    p_q = q + b.to(tl.int64) * q_strides[0] + h.to(tl.int64) * q_strides[1]
-    b_q = load_rows(p_q, q_strides[2], q_strides[3], tl.minimum(row, T - 1), 0, T, D, BLOCK_D, False)    # [M, D]
-    b_a = (tl.abs(b_q.to(tl.float32)) * ALPHA).to(b_q.dtype)
-    kv_head = (b * (H // GROUP) + h // GROUP).to(tl.int64) * X * D
-    keys = (centre + kv_head, half + kv_head)
-    at = (b, h, tl.minimum(row, T - 1)[:, None])
+    b_q, b_a, keys, at = queries_and_boxes(q, q_strides, centre, half, b, h, row, H, T, X, D, GROUP, BLOCK_D)
 
     o_n = tl.arange(0, CHUNK * PER)                                                            # boxes, tiles from the last
     o_t = tl.arange(0, CHUNK)

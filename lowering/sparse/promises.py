@@ -11,6 +11,17 @@ ALPHA = tl.constexpr(0.5)
 
 
 @triton.jit
+def queries_and_boxes(q, q_strides, centre, half, b, h, row, H, T, X, D: tl.constexpr, GROUP: tl.constexpr,
+                      BLOCK_D: tl.constexpr):
+    """q [M, D] and ALPHA |q| of rows [M]; the boxes of their KV head; (b, h, i)."""
+    p_q = q + b.to(tl.int64) * q_strides[0] + h.to(tl.int64) * q_strides[1]
+    b_q = load_rows(p_q, q_strides[2], q_strides[3], tl.minimum(row, T - 1), 0, T, D, BLOCK_D, False)    # [M, D]
+    b_a = (tl.abs(b_q.to(tl.float32)) * ALPHA).to(b_q.dtype)
+    kv_head = (b * (H // GROUP) + h // GROUP).to(tl.int64) * X * D
+    return b_q, b_a, (centre + kv_head, half + kv_head), (b, h, tl.minimum(row, T - 1)[:, None])
+
+
+@triton.jit
 def tile_of(pid, H, T, S, env, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """The tile of rows of a program, as `prefill` has them: b, h, row [M]; hull lo, hi [M, 1]; `segments` of its keys."""
     tiles = tl.cdiv(T, BLOCK_M)

@@ -37,15 +37,16 @@ class Store:
         """k [B, H, T, k_dim] and v [B, H, T, v_dim] as tokens lengths[b] ... of each row. Nothing flows back through them."""
         planes = (self.k, self.v), (self.k_scales, self.v_scales), self.formats, self.groups
         for x, store, scales, format, group in zip((k, v), *planes, strict=True):
+            bounds = self.bounds if store is self.k else None
             if scales is None:
                 POOL.pool_append(store, table, lengths, x)
             else:
                 values, scale = POOL.pool_quantize(x.detach(), format, group)
                 POOL.pool_append(store, table, lengths, values)
                 POOL.pool_append(scales, table, lengths, scale)
-                x = formats.dequantize(values, scale, format, self.dtype) if store is self.k and self.bounds is not None else x
-            if store is self.k and self.bounds is not None:
-                POOL.pool_bound(self.bounds, table, lengths, x, store.shape[2])
+                x = x if bounds is None else formats.dequantize(values, scale, format, self.dtype)
+            if bounds is not None:
+                POOL.pool_bound(bounds, table, lengths, x, store.shape[2])
 
     def view(self, table: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """k and v [B, H, N * page, D] of every token, in order: `pool_view`."""

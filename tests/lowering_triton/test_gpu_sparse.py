@@ -18,7 +18,7 @@ from mla_compiler.sparsity import EXACTLY
 
 from .attentions import CASES
 from .cases import Case, Operands, errors, operands, run
-from .test_hopper_sparse import ROWS, attended, compare, logits
+from .test_hopper_sparse import attended, compare, logits
 from .test_sparse import KEEP_ALL, LOCAL, found_and_wanted, lists_found_and_wanted, local, on_cpu, under
 
 pytestmark = pytest.mark.gpu
@@ -85,7 +85,7 @@ def test_the_hopper_kernel_attends_what_was_listed(attention, policy, hopper_gpu
     found, given = run(case.but(choice=choice), "cuda", given).cpu(), on_cpu(given)
     a, _ = logits(case, spec, given)
     kept = attended(tiles.cpu(), counts.cpu(), a, case, choice.block_n)
-    compare(found, kept, case, spec, given, choice.block_n, ROWS)
+    compare(found, kept, case, spec, given, choice.block_n)
 
 
 @pytest.mark.parametrize("policy", ["pages.share=0.02", "lsh=0.25"])
