@@ -60,5 +60,10 @@ def arguments(x: Tensor | Held) -> tuple[Any, tuple[int, ...]]:
     return x.arguments() if isinstance(x, Held) else (x, x.stride())
 
 
+def store_of(x: Tensor | Held) -> Tensor:
+    """The memory it lies in."""
+    return x.store if isinstance(x, Held) else x
+
+
 def layout_of(x: Tensor | Held) -> Layout | None:
     return x.layout if isinstance(x, Held) else None
