@@ -65,6 +65,8 @@ _CHOSEN = ("sparse/kept.py", "sparse/chosen.py")
 """The same in a step over pages of which some are chosen."""
 _IN_PAGES = ("decode/pages.py",)
 """The same of the Hopper kernel of decode, over pages."""
+_CHOSEN_HOPPER = ("sparse/kept.py", "sparse/chosen_hopper.py")
+"""After them, where pages are chosen."""
 _INWARD = ("sparse/inward.py",)
 """The same of the Hopper kernel of prefill, where tiles are chosen beforehand."""
 _ACCOUNT = ("kept", "kept_heads", "kept_rows", "kept_columns", "kept_group", "kept_queries")
@@ -97,12 +99,12 @@ def chosen(spec: AttentionSpec) -> str:
 def _gluon(spec: AttentionSpec, family: str, layout: Layout | None) -> str:
     """The module of a Gluon kernel: its hooks are the same text, in Gluon's names."""
     inward = _INWARD if family == "hopper" and chosen(spec) else ()
-    pages = _IN_PAGES if layout is not None else ()
+    pages = () if layout is None else (*_IN_PAGES, *(_CHOSEN_HOPPER if layout.chosen else ()))
     files = [_HERE / name for name in (*_GLUON[family], *inward, *pages)]
     flags = {
         "HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_SINK": spec.sink is not None, "SCALE": _scale(spec),
     }
-    wanted = list(hooks(spec))
+    wanted = [*hooks(spec), *([_PART] if layout is not None and layout.chosen else [])]
     if family == "hopper":
         flags |= {"HAS_RESIDUE": spec.residue != sympy.true, "HAS_TILE": spec.tile is not None}
     else:

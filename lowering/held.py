@@ -49,6 +49,10 @@ class Held:
         e4m3 = self.format == "fp8" and machine.backend == "cuda" and machine.capability >= (8, 9) and self.store.is_cuda
         return Layout(self.format, self.store.shape[2], self.shape[3] // groups if groups > 1 else 0, e4m3)
 
+    def table(self) -> tuple[Tensor, tuple[int, ...]]:
+        """Which pages, as the Hopper kernel takes it, and the strides of sequences, heads and entries."""
+        return self.pages, (self.pages.stride(0), 0, self.pages.stride(1))
+
     def arguments(self) -> tuple[Any, tuple[int, ...]]:
         """As `pages.py` takes it."""
         scales, strides = (self.store, (0, 0, 0, 0)) if self.scales is None else (self.scales, self.scales.stride())

@@ -5,7 +5,7 @@ another, and never waits for an item to end; WARPGROUPS of four warps, 64 rows e
 are hidden behind the tiles that are already on their way.
 Shapes, items: as `kernel.py`, always BALANCED, parts as `balance.py`; q and out have unit strides in their last dim; k and v
 are descriptors of [B, H/GROUP, S, .] in tiles of BLOCK_N keys. What TMA reads past the live keys has weight 0, and is set to
-0 in v. pages, pages_strides: None; where k and v lie in pages, as `pages.py` has them.
+0 in v. table, table_strides: None; where k and v lie in pages, as `pages.py` has them.
 counters: of each item and warpgroup the parts that have arrived; all 0 between launches.
 Traffic and FLOPs: as `kernel.py`; products are of 64 rows, however few there are.
 
@@ -40,6 +40,12 @@ def corners(N_B: gl.constexpr, N_T: gl.constexpr):
     """Numbers of sequences [N_B, 1] and of query positions [1, N_T]."""
     layout: gl.constexpr = gl.BlockedLayout([1, 1], [32, 1], [gl.num_warps(), 1], [1, 0])
     return gl.arange(0, N_B, gl.SliceLayout(1, layout))[:, None], gl.arange(0, N_T, gl.SliceLayout(0, layout))[None, :]
+
+
+@gluon.jit
+def places(k, v, STAGES: gl.constexpr):
+    """Rings of tiles of K and of V."""
+    return space(k, STAGES), space(v, STAGES)
 
 
 @gluon.jit
@@ -87,7 +93,7 @@ def load(k, v, table, rings, bars, sizes, env, GROUP: gl.constexpr, STAGES: gl.c
 
 
 @gluon.jit(do_not_specialize=["B", "H", "T", "S", "FEW"])
-def decode_hopper(q, q_strides, k, v, pages, pages_strides, out, out_strides, workspace, counters, B, H, T, S, FEW,
+def decode_hopper(q, q_strides, k, v, table, table_strides, out, out_strides, workspace, counters, B, H, T, S, FEW,
                   operands, D: gl.constexpr, DV: gl.constexpr, GROUP: gl.constexpr, BLOCK_M: gl.constexpr,
                   BLOCK_N: gl.constexpr, STAGES: gl.constexpr, BLOCK_B: gl.constexpr, BLOCK_T: gl.constexpr,
                   BLOCK_R: gl.constexpr, ROWS: gl.constexpr):
@@ -95,7 +101,7 @@ def decode_hopper(q, q_strides, k, v, pages, pages_strides, out, out_strides, wo
     WARPGROUPS: gl.constexpr = BLOCK_M // 64
     layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([64, k.block_type.shape[3]], k.dtype)
     b_q = gl.allocate_shared_memory(k.dtype, [WARPGROUPS, 64, k.block_type.shape[3]], layout)
-    rings = (space(k, STAGES), space(v, STAGES))
+    rings = places(k, v, STAGES)
     bars = (ring(STAGES, WARPGROUPS), ring(STAGES, WARPGROUPS))
     fence_async_shared()
     sizes = (B, H, T, S, FEW)
@@ -104,7 +110,7 @@ def decode_hopper(q, q_strides, k, v, pages, pages_strides, out, out_strides, wo
         gl.warp_specialize([
             (consume, (0, tensors, b_q, rings, bars, sizes, env, D, DV, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_B,
                        BLOCK_T, BLOCK_R, ROWS)),
-            (load, (k, v, (pages, pages_strides), rings, bars, sizes, env, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_B,
+            (load, (k, v, (table, table_strides), rings, bars, sizes, env, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_B,
                     BLOCK_T)),
         ], [1], [120])
     else:
@@ -113,6 +119,6 @@ def decode_hopper(q, q_strides, k, v, pages, pages_strides, out, out_strides, wo
                        BLOCK_T, BLOCK_R, ROWS)),
             (consume, (1, tensors, b_q, rings, bars, sizes, env, D, DV, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_B,
                        BLOCK_T, BLOCK_R, ROWS)),
-            (load, (k, v, (pages, pages_strides), rings, bars, sizes, env, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_B,
+            (load, (k, v, (table, table_strides), rings, bars, sizes, env, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_B,
                     BLOCK_T)),
         ], [4, 1], [208, 88])

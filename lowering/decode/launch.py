@@ -66,7 +66,7 @@ def launch_hopper(module: ModuleType, group: int, choice: Choice, q: Tensor, k: 
     slots = 2 * choice.programs * warpgroups
     workspace = q.new_empty(slots * rows_kept(group, choice) * (v.shape[3] + 1), dtype=torch.float32)
     k_tile, v_tile = tiles(choice, head_dim, v.shape[3]).values()
-    table = (k.pages, k.pages.stride()) if isinstance(k, Held) else (None, None)
+    table = k.table() if isinstance(k, Held) else (None, None)
     boxes = describe(store_of(k), *k_tile), describe(store_of(v), *v_tile)
     arguments = (q, q.stride(), *boxes, *table, out, out.stride(), workspace,
                  counters(q.device, items * warpgroups), batch, heads, queries, k.shape[2], choice.programs // items, *given)

@@ -1,7 +1,7 @@
 """key n of KV head g of sequence b is k[table[b, n // PAGE], g, n % PAGE, :]        what the Hopper decode kernel loads
 
 Takes the places of functions of `hopper.py` and `balance.py`. k and v are descriptors of the stores [P, G, PAGE, .] in tiles of
-BLOCK_N keys, which divides PAGE: tiles begin at its multiples, and each is one box of one page. table [B, N] of integers,
+BLOCK_N keys, which divides PAGE: tiles begin at its multiples, and each is one box of one page. table: [B, N] of integers,
 N = S // PAGE; a negative page counts from the last.
 The warp that loads holds HELD entries of the table in registers and has the next ones on their way, also where an item ends:
 no box waits for an entry but the first. Those of its item in an even line are asked for before the lengths are there.
@@ -32,9 +32,8 @@ def extents(B, T, S, env, BLOCK_N: gl.constexpr, BLOCK_B: gl.constexpr, BLOCK_T:
 @gluon.jit
 def entries_of(table, b, head, number, sizes):
     """Entries number .. number + HELD - 1 of a sequence [HELD]; 0 where there is none."""
-    pages, strides = table
     at = number + ordinals(HELD)
-    p = pages + b.to(gl.int64) * strides[0] + at.to(gl.int64) * strides[1]
+    p = table[0] + b.to(gl.int64) * table[1][0] + at.to(gl.int64) * table[1][2]
     return gl.load(p, mask=(b < sizes[0]) & (at < sizes[3] // PAGE), other=0).to(gl.int32)
 
 

@@ -50,10 +50,11 @@ def test_the_loop_spills_nothing(dims, queries):
 
 
 @pytest.mark.parametrize("dims", DIMS, ids=str)
-def test_over_pages_the_loading_warp_has_what_it_needs_in_registers_of_its_own(dims):
+@pytest.mark.parametrize("chosen", [False, True])
+def test_over_pages_the_loading_warp_has_what_it_needs_in_registers_of_its_own(dims, chosen):
     spec = AttentionSpec.parse(CASES["live length"].spec)
-    choice = choose_paged(spec, 16, 8 * spec.group, 1, 8192, *dims, torch.bfloat16, H100, "plain", 64)
-    kernel = compile_kernel(spec, choice, *dims, torch.bfloat16, "sm_90", Layout())
+    choice = choose_paged(spec, 16, 8 * spec.group, 1, 8192, *dims, torch.bfloat16, H100, "plain", 64, chosen)
+    kernel = compile_kernel(spec, choice, *dims, torch.bfloat16, "sm_90", Layout(chosen=chosen))
     if not kernel.sass:
         pytest.skip("no disassembler")
     assert kernel.name == "decode_hopper" and "BRA.DIV" not in kernel.sass and "REDUX.SUM" in kernel.sass

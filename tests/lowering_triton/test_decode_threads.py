@@ -13,6 +13,9 @@ from mla_compiler.lowering.decode import launch as decode
 from mla_compiler.lowering.decode.config import batch_block, power
 from mla_compiler.lowering.held import Layout
 
+from tests.pool.test_bounds import CASES as CHOSEN
+from tests.pool.test_bounds import problem
+
 from .attentions import CASES
 from .cases import Case, errors
 from .gluon.memory import Descriptor
@@ -20,6 +23,27 @@ from .gluon.run import run as run_kernel
 
 FAMILY = "decode_hopper"
 SINKS = Case("score: 0.25*s; hi: T0[b] + 1; group: 4; sink: F1[h]", ("uneven", "sinks"), batch=5, heads=8, queries=1, keys=700)
+
+
+def chosen_pages(arguments: dict, choice: Choice, late: bool) -> tuple[float, float]:
+    """(the error of attend_paged, the formula's), its steps over chosen pages by the Hopper kernel."""
+    given, truth, formula = problem(**arguments)
+    sources, plain = [], gpu.kernel
+
+    def kernel(spec, family, layout):
+        if family != FAMILY:
+            return plain(spec, family, layout)
+        sources.append(codegen.source(spec, family, layout))
+        return SimpleNamespace(decode_hopper=None)
+
+    def start(function, grid, arguments, constants, *rest, **options):
+        run_kernel(sources[-1], FAMILY, grid[0], arguments, constants, late)
+
+    with mock.patch.object(gpu, "kernel", kernel), mock.patch.object(gpu, "choose_paged", lambda *_: choice), \
+            mock.patch.object(decode, "start", start), mock.patch.object(decode, "describe", Descriptor):
+        found = gpu.attend_paged(*given).double()
+    assert len(sources) == 1
+    return (found - truth).abs().max().item(), (formula - truth).abs().max().item()
 
 
 def ran(case: Case, late: bool) -> tuple[float, float, bool]:
@@ -103,3 +127,14 @@ def test_more_pages_than_the_loading_warp_holds(interpreted, batch, programs):
 def test_every_hull_over_pages(interpreted, name, queries):
     keys = 384 if "n0" not in CASES[name].spec else -(-CASES[name].keys // 64) * 64
     check(interpreted, CASES[name].but(queries=queries, keys=keys, page=64, dtype=torch.float16), 6)
+
+
+@pytest.mark.parametrize("late", [True, False])
+@pytest.mark.parametrize("programs, block_n", [(2, 16), (4, 16), (11, 8)])
+@pytest.mark.parametrize("name", ["a quarter", "all", "three queries", "nothing and a few", "two chunks"])
+def test_chosen_pages(interpreted, name, programs, block_n, late):
+    """Each KV head has a list of its own, and every tile its true position."""
+    queries = CHOSEN[name].get("queries", 1)
+    choice = Choice(FAMILY, 64, block_n, 4, 3, programs=programs, block_b=16, block_t=power(queries), block_r=4)
+    error, formula = interpreted(chosen_pages, CHOSEN[name], choice, late)
+    assert error <= 2 * formula

@@ -87,7 +87,7 @@ def test_on_hopper_a_tile_of_a_step_lies_in_one_page(page, dim):
 
 
 @pytest.mark.parametrize("changes", [
-    {"page": 1}, {"page": 24}, {"format": "int4"}, {"chosen": True}, {"dtype": torch.float32}, {"machine": MACHINES["sm_100"]},
+    {"page": 1}, {"page": 24}, {"format": "int4"}, {"dtype": torch.float32}, {"machine": MACHINES["sm_100"]},
 ], ids=str)
 def test_pages_left_to_plain_triton(changes):
     assert paged().family == "decode_hopper" and paged(**changes).family == "decode"
