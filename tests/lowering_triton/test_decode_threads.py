@@ -12,7 +12,6 @@ from mla_compiler.lowering.choice import Choice
 from mla_compiler.lowering.decode import launch as decode
 from mla_compiler.lowering.decode.config import batch_block, power
 from mla_compiler.lowering.held import Layout
-
 from tests.pool.test_bounds import CASES as CHOSEN
 from tests.pool.test_bounds import problem
 
