@@ -1,9 +1,9 @@
 """o = sum over the keys of the chosen pages        the Hopper decode kernel over pages, of which `bounded` has listed some
 
 Takes the places of functions of `decode/pages.py`, `decode/hopper.py` and `decode/consumer.py`, as `chosen.py` does of the
-plain kernel. The table is the list [B, G, N] int64, page << 32 | number, of each KV head: key n of an item is row n % PAGE of entry
-n // PAGE. Masks and scores are asked at the true position, number * PAGE + n % PAGE, which the warp that loads leaves beside
-each tile of K, before it says that the tile is coming: who has the tile has the position.
+plain kernel. The table is the list [B, G, N] int64, page << 32 | number, of each KV head: key n of an item is row n % PAGE of
+entry n // PAGE. Masks and scores are asked at the true position, number * PAGE + n % PAGE, which the warp that loads leaves
+beside each tile of K, before it says that the tile is coming: who has the tile has the position.
 """
 
 from triton.experimental import gluon
