@@ -67,6 +67,8 @@ _IN_PAGES = ("decode/pages.py",)
 """The same of the Hopper kernel of decode, over pages."""
 _CHOSEN_HOPPER = ("sparse/kept.py", "sparse/chosen_hopper.py")
 """After them, where pages are chosen."""
+_UNPACKED = ("decode/unpack.py",)
+"""The same where pages are quantised."""
 _INWARD = ("sparse/inward.py",)
 """The same of the Hopper kernel of prefill, where tiles are chosen beforehand."""
 _ACCOUNT = ("kept", "kept_heads", "kept_rows", "kept_columns", "kept_group", "kept_queries")
@@ -99,7 +101,7 @@ def chosen(spec: AttentionSpec) -> str:
 def _gluon(spec: AttentionSpec, family: str, layout: Layout | None) -> str:
     """The module of a Gluon kernel: its hooks are the same text, in Gluon's names."""
     inward = _INWARD if family == "hopper" and chosen(spec) else ()
-    pages = () if layout is None else (*_IN_PAGES, *(_CHOSEN_HOPPER if layout.chosen else ()))
+    pages = () if layout is None else _in_pages(layout)
     files = [_HERE / name for name in (*_GLUON[family], *inward, *pages)]
     flags = {
         "HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_SINK": spec.sink is not None, "SCALE": _scale(spec),
@@ -112,10 +114,15 @@ def _gluon(spec: AttentionSpec, family: str, layout: Layout | None) -> str:
     if family.endswith("exchange"):
         flags["CHOSEN"] = family.startswith("tokens")
     if layout is not None:
-        flags["PAGE"] = layout.page
+        flags |= {"PAGE": layout.page, "FORMAT": repr(layout.format)}
     constants = [f"{name} = gl.constexpr({value})" for name, value in flags.items()]
     constants += [text for path in files for name, text in _assignments(path).items() if name not in flags]
     return _module(spec, family, files, "\n".join([_imports(*files), "", *constants]), wanted, _in_gluon)
+
+
+def _in_pages(layout: Layout) -> tuple[str, ...]:
+    """The files that make the Hopper kernel of decode one over pages."""
+    return (*_IN_PAGES, *(_CHOSEN_HOPPER if layout.chosen else ()), *(_UNPACKED if layout.format != "plain" else ()))
 
 
 def _module(spec: AttentionSpec, family: str, files: list[Path], head: str, wanted: Sequence[Hook],

@@ -160,8 +160,10 @@ def _hopper(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor
 def _decode_hopper(
     spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor | Held, v: Tensor | Held, given: list[Any], out: Tensor
 ) -> None:
-    """By TMA, or by the plain kernel where TMA cannot address K or V."""
-    if not (tma.describable(*map(held.store_of, (k, v))) and tma.unit_stride(q) and tma.unit_stride(out)):
+    """By TMA, or by the plain kernel where TMA cannot address K or V, or their rows have several scales."""
+    memory = *held.boxed(k), *held.boxed(v)
+    one_scale = all(x.shape[2] == 1 for each in (k, v) for x in held.boxed(each)[1:])
+    if not (one_scale and tma.describable(*memory) and tma.unit_stride(q) and tma.unit_stride(out)):
         return _decode(spec, _plain_decode(spec, q, k, v), q, k, v, given, out)
     return decode.launch_hopper(kernel(spec, "decode_hopper", layout_of(k)), spec.group, choice, q, k, v, given, out)
 

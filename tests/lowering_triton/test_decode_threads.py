@@ -137,3 +137,18 @@ def test_chosen_pages(interpreted, name, programs, block_n, late):
     choice = Choice(FAMILY, 64, block_n, 4, 3, programs=programs, block_b=16, block_t=power(queries), block_r=4)
     error, formula = interpreted(chosen_pages, CHOSEN[name], choice, late)
     assert error <= 2 * formula
+
+
+@pytest.mark.parametrize("late", [True, False])
+@pytest.mark.parametrize("format", ["int8", "fp8"])
+@pytest.mark.parametrize("programs", [1, 5, 10, 11, 23])
+def test_quantised_pages(interpreted, programs, format, late):
+    """What is asked for early and passed over is unpacked too; scales of pages that nobody has are NaN."""
+    check(interpreted, SINKS.but(page=64, keys=704, format=format, dtype=torch.float16), programs, late=late, stages=3)
+
+
+@pytest.mark.parametrize("format", ["int8", "fp8"])
+@pytest.mark.parametrize("name", ["causal, aligned to the end", "window", "live length"])
+def test_every_hull_over_quantised_pages(interpreted, name, format):
+    keys = 384 if "n0" not in CASES[name].spec else -(-CASES[name].keys // 64) * 64
+    check(interpreted, CASES[name].but(queries=5, keys=keys, page=64, format=format, dtype=torch.float16), 6, 64, 4)
