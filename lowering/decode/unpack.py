@@ -1,9 +1,9 @@
 """k[n, :] = packed[page, g, row, :] * scales[page, g, row]        what the Hopper decode kernel multiplies, of quantised pages
 
 Takes the places of functions of `pages.py` and `hopper.py`. packed: descriptors of the stores [P, G, PAGE, .], int8 or e4m3,
-and of their scales [P, G, 1, PAGE] float32, in tiles of BLOCK_N keys. They come by TMA into rings of STAGES; two warpgroups, one
-for K and one for V, turn them into numbers of q's dtype in rings of WIDE tiles, which `consumer.py` reads: it sees no pages.
-A number is rounded once, as `pool/formats.py` rounds it. Rows: 64 at most, of one warpgroup.
+and of their scales [P, G, 1, PAGE] float32, in tiles of BLOCK_N keys. They come by TMA into rings of STAGES; two warpgroups,
+one for K and one for V, turn them into numbers of q's dtype in rings of WIDE tiles, which `consumer.py` reads, and sees no
+pages. A number is rounded once, as `pool/formats.py` rounds it. Rows: 64 at most, of one warpgroup.
 Traffic: D + DV + 8 bytes a key; shared memory is written 3 (D + DV) and read as much.
 
 Barriers: of the packed rings `full` (1 arrival, by TMA) and `empty` (1, of who unpacks); of the wide ones `full` (1, of who
