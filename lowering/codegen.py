@@ -122,7 +122,7 @@ def _gluon(spec: AttentionSpec, family: str, layout: Layout | None) -> str:
 
 def _in_pages(layout: Layout) -> tuple[str, ...]:
     """The files that make the Hopper kernel of decode one over pages."""
-    return (*_IN_PAGES, *(_CHOSEN_HOPPER if layout.chosen else ()), *(_UNPACKED if layout.format != "plain" else ()))
+    return (*_IN_PAGES, *(_UNPACKED if layout.format != "plain" else ()), *(_CHOSEN_HOPPER if layout.chosen else ()))
 
 
 def _module(spec: AttentionSpec, family: str, files: list[Path], head: str, wanted: Sequence[Hook],

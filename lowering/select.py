@@ -84,7 +84,7 @@ def choose_paged(spec: AttentionSpec, batch: int, heads: int, queries: int, keys
     if not many_rows(spec, queries) and decode_hopper.serves(spec, shape, dtype, machine):
         boxes = decode_hopper.candidates(spec, shape, machine, page)
         if format != "plain":
-            boxes = [] if chosen else decode_hopper.candidates_packed(spec, shape, machine, format, page)
+            boxes = decode_hopper.candidates_packed(spec, shape, machine, format, page)
         if boxes:
             return decode_model.ordered(spec.group, shape, boxes, machine)[0]
     of = page if chosen else 0

@@ -17,9 +17,10 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 from ..hopper.rings import flat, ring, space
 from ..hopper.tiles import slot, uniform
 from ..pages import FORMAT
-from .balance import divide, keys_of_part, of, row_tiles
+from .balance import divide, keys_of_part, row_tiles
 from .consumer import consume
 from .early import asked_early
+from .hopper import positions
 from .pages import load
 
 WIDE = gl.constexpr(2)
@@ -37,10 +38,14 @@ def load_packed_tile(descs, rings, bars, use, page, head, row, STAGES: gl.conste
 
 
 @gluon.jit
-def load_pair(k, v, rings, bars, use, entries, at, head, row, STAGES: gl.constexpr):
-    """K and V of the keys row .. row + BLOCK_N of the page in entry `at`."""
-    page = of(entries, at)
-    page = gl.where(page < 0, page + k[0].shape[0], page)
+def pages_held(k):
+    """How many pages there are."""
+    return k[0].shape[0]
+
+
+@gluon.jit
+def load_tiles(k, v, rings, bars, use, page, head, row, STAGES: gl.constexpr):
+    """K and V of the keys row .. row + BLOCK_N of a page."""
     load_packed_tile(k, rings[0], bars[0], use, page, head, row, STAGES)
     load_packed_tile(v, rings[1], bars[1], use, page, head, row, STAGES)
 
@@ -118,8 +123,9 @@ def decode_hopper(q, q_strides, k, k_scales, v, v_scales, table, table_strides, 
     kind: gl.constexpr = q.dtype.element_ty
     layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([64, k.block_type.shape[3]], kind)
     b_q = gl.allocate_shared_memory(kind, [1, 64, k.block_type.shape[3]], layout)
-    packed = (packed_places((k, k_scales), STAGES), packed_places((v, v_scales), STAGES))
-    wide = (wide_places(k, kind), wide_places(v, kind))
+    standing = positions()
+    packed = (packed_places((k, k_scales), STAGES), packed_places((v, v_scales), STAGES), standing)
+    wide = (wide_places(k, kind), wide_places(v, kind), standing)
     packed_bars = (ring(STAGES, 1), ring(STAGES, 1))
     bars = (ring(WIDE, 1), ring(WIDE, 1))
     fence_async_shared()

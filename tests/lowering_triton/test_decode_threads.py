@@ -141,6 +141,16 @@ def test_chosen_pages(interpreted, name, programs, block_n, late):
 
 @pytest.mark.parametrize("late", [True, False])
 @pytest.mark.parametrize("format", ["int8", "fp8"])
+@pytest.mark.parametrize("name", ["a quarter", "three queries", "two chunks"])
+def test_chosen_quantised_pages(interpreted, name, format, late):
+    arguments = CHOSEN[name] | {"format": format}
+    choice = Choice(FAMILY, 64, 16, 4, 8, programs=5, block_b=16, block_t=power(arguments.get("queries", 1)), block_r=4)
+    error, formula = interpreted(chosen_pages, arguments, choice, late)
+    assert error <= 2 * formula
+
+
+@pytest.mark.parametrize("late", [True, False])
+@pytest.mark.parametrize("format", ["int8", "fp8"])
 @pytest.mark.parametrize("programs", [1, 5, 10, 11, 23])
 def test_quantised_pages(interpreted, programs, format, late):
     """What is asked for early and passed over is unpacked too; scales of pages that nobody has are NaN."""
