@@ -173,7 +173,8 @@ def _plain_decode(spec: AttentionSpec, q: Tensor, k: Tensor | Held, v: Tensor | 
     batch, heads, queries, head_dim = q.shape
     keys, value_dim, machine = k.shape[2], v.shape[3], machine_of(q.device)
     if isinstance(k, Held):
-        return choose_paged_plain(spec, batch, heads, queries, keys, head_dim, value_dim, q.dtype, machine, k.format)
+        page = k.store.shape[2] if k.layout.chosen else 0
+        return choose_paged_plain(spec, batch, heads, queries, keys, head_dim, value_dim, q.dtype, machine, k.format, page)
     shape = Shape(batch, k.shape[1], queries, keys, head_dim, value_dim, q.itemsize)
     return decode_config.configure(spec, shape, False, machine)
 

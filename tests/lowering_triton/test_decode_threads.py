@@ -12,6 +12,7 @@ from mla_compiler.lowering.choice import Choice
 from mla_compiler.lowering.decode import launch as decode
 from mla_compiler.lowering.decode.config import batch_block, power
 from mla_compiler.lowering.held import Layout
+from mla_compiler.lowering.sparse.paging import Listed
 from tests.pool.test_bounds import CASES as CHOSEN
 from tests.pool.test_bounds import problem
 
@@ -137,6 +138,16 @@ def test_chosen_pages(interpreted, name, programs, block_n, late):
     choice = Choice(FAMILY, 64, block_n, 4, 3, programs=programs, block_b=16, block_t=power(queries), block_r=4)
     error, formula = interpreted(chosen_pages, CHOSEN[name], choice, late)
     assert error <= 2 * formula
+
+
+@pytest.mark.parametrize("page", [16, 48, 64])
+def test_what_takes_its_place_reads_chosen_pages_in_tiles_that_divide_them(page):
+    k, v = (torch.zeros(9, 2, page, 64, dtype=torch.float16) for _ in range(2))
+    pages, listed = torch.zeros(1, 8, dtype=torch.int32), torch.zeros(1, 2, 8, dtype=torch.int64)
+    keys, values = (Listed(x, None, pages, "plain", listed) for x in (k, v))
+    spec = AttentionSpec.parse("score: s; hi: T0[b] + 1; group: 4")
+    choice = gpu._plain_decode(spec, torch.zeros(1, 8, 1, 64, dtype=torch.float16), keys, values)
+    assert choice.family == "decode" and page % choice.block_n == 0
 
 
 @pytest.mark.parametrize("late", [True, False])
