@@ -29,7 +29,7 @@ FAMILIES = (
     "prefill", "decode", "mla", "tokens", "promise", "estimate", "lsh", "mass", "hopper", "decode_hopper", "mla_exchange",
     "tokens_exchange", "bounded",
 )
-PAGED = ("prefill", "decode", "bounded")
+PAGED = ("prefill", "decode", "decode_hopper", "bounded")
 LOG2E = math.log2(math.e)
 _JIT_END = "])"
 _HERE = Path(__file__).parent
@@ -63,8 +63,14 @@ _SCANS = {"": (), "threshold": ("sparse/scan.py",), "list": ("sparse/scan.py", "
 """What takes the place of `scan` in a kernel that leaves tiles out."""
 _CHOSEN = ("sparse/kept.py", "sparse/chosen.py")
 """The same in a step over pages of which some are chosen."""
+_IN_PAGES = ("decode/pages.py",)
+"""The same of the Hopper kernel of decode, over pages."""
+_CHOSEN_HOPPER = ("sparse/kept.py", "sparse/chosen_hopper.py")
+"""After them, where pages are chosen."""
+_UNPACKED = ("decode/unpack.py",)
+"""The same where pages are quantised."""
 _INWARD = ("sparse/inward.py",)
-"""The same of functions of the Hopper kernel, where tiles are chosen beforehand."""
+"""The same of the Hopper kernel of prefill, where tiles are chosen beforehand."""
 _ACCOUNT = ("kept", "kept_heads", "kept_rows", "kept_columns", "kept_group", "kept_queries")
 _LIST = ("listed", "listed_counts", "listed_capacity")
 _ROW, _POINT = "b, h, i", "b, h, i, j"
@@ -77,7 +83,7 @@ def source(spec: AttentionSpec, family: str, layout: Layout | None = None) -> st
     `layout`: keys and values lie in such pages; only the families of `PAGED` know them.
     """
     if family in _GLUON:
-        return _gluon(spec, family)
+        return _gluon(spec, family, layout)
     assert layout is None or family in PAGED
     counts = ("sparse/counted.py",) if spec.site and chosen(spec) else ()
     listed = _CHOSEN if layout is not None and layout.chosen and family == "decode" else ()
@@ -92,23 +98,31 @@ def chosen(spec: AttentionSpec) -> str:
     return "list" if spec.sparsity.selects else "threshold" if spec.sparsity != EXACTLY else ""
 
 
-def _gluon(spec: AttentionSpec, family: str) -> str:
+def _gluon(spec: AttentionSpec, family: str, layout: Layout | None) -> str:
     """The module of a Gluon kernel: its hooks are the same text, in Gluon's names."""
     inward = _INWARD if family == "hopper" and chosen(spec) else ()
-    files = [_HERE / name for name in (*_GLUON[family], *inward)]
+    pages = () if layout is None else _in_pages(layout)
+    files = [_HERE / name for name in (*_GLUON[family], *inward, *pages)]
     flags = {
         "HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_SINK": spec.sink is not None, "SCALE": _scale(spec),
     }
-    wanted = list(hooks(spec))
+    wanted = [*hooks(spec), *([_PART] if layout is not None and layout.chosen else [])]
     if family == "hopper":
         flags |= {"HAS_RESIDUE": spec.residue != sympy.true, "HAS_TILE": spec.tile is not None}
     else:
         wanted = [hook for hook in wanted if hook.name not in ("residue", "tile_class")]
     if family.endswith("exchange"):
         flags["CHOSEN"] = family.startswith("tokens")
+    if layout is not None:
+        flags |= {"PAGE": layout.page, "FORMAT": repr(layout.format)}
     constants = [f"{name} = gl.constexpr({value})" for name, value in flags.items()]
     constants += [text for path in files for name, text in _assignments(path).items() if name not in flags]
     return _module(spec, family, files, "\n".join([_imports(*files), "", *constants]), wanted, _in_gluon)
+
+
+def _in_pages(layout: Layout) -> tuple[str, ...]:
+    """The files that make the Hopper kernel of decode one over pages."""
+    return (*_IN_PAGES, *(_UNPACKED if layout.format != "plain" else ()), *(_CHOSEN_HOPPER if layout.chosen else ()))
 
 
 def _module(spec: AttentionSpec, family: str, files: list[Path], head: str, wanted: Sequence[Hook],

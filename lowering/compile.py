@@ -31,10 +31,12 @@ if TYPE_CHECKING:
 
 DEFAULT_ARCH = "sm_90"
 _DTYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
+_TILES = {torch.int8: "i8", torch.uint8: "u8"}
 _ALIGNED = [["tt.divisibility", 16]]
 _HELD, _HELD_ONES = {"*i32": 11, "*i64": 12}, (3, 7, 9)
 """How many numbers `held.Held` gives as strides, and `paging.Listed`; which are 1 where memory is contiguous."""
-_STRIDES = {"latent_strides": 3, "rope_strides": 3, "chosen_strides": 3, "pages_strides": 2, "scales_strides": 3}
+_STRIDES = {"latent_strides": 3, "rope_strides": 3, "chosen_strides": 3, "table_strides": 3, "pages_strides": 2,
+            "scales_strides": 3}
 """How many, where not 4."""
 
 
@@ -119,7 +121,7 @@ def compile_kernel(
         built = _build_hopper(function, spec.group, choice, head_dim, value_dim, dtype, arch, spec.sparsity.selects)
         return record(built, choice.family, arch, str(spec), str(choice), source)
     if choice.family == "decode_hopper":
-        built = _build_decode_hopper(function, spec.group, choice, head_dim, value_dim, dtype, arch)
+        built = _build_decode_hopper(function, spec.group, choice, head_dim, value_dim, dtype, arch, layout)
         return record(built, choice.family, arch, str(spec), str(choice), source)
     constants = {**gpu.blocks(spec, choice, head_dim, value_dim), **decode.constants(choice)}
     types: dict[str, Any] = dict.fromkeys(("q", "k", "v", "out"), _DTYPES[dtype])
@@ -213,15 +215,21 @@ def _build_hopper(
 
 
 def _build_decode_hopper(
-    function: Any, group: int, choice: Choice, head_dim: int, value_dim: int, dtype: torch.dtype, arch: str
+    function: Any, group: int, choice: Choice, head_dim: int, value_dim: int, dtype: torch.dtype, arch: str,
+    layout: Layout | None,
 ) -> Any:
-    """The Gluon kernel for few queries: K and V come as TMA descriptors."""
-    kind = _DTYPES[dtype].removeprefix("*")
-    tiles = decode.tiles(choice, head_dim, value_dim)
-    types = {name: tma.tile_type(kind, [1, 1, *tile], dtype) for name, tile in tiles.items()}
+    """The Gluon kernel for few queries: K and V come as TMA descriptors, of pages if there is a layout."""
+    stored = dtype if layout is None else FORMATS[layout.format].storage or dtype
+    tiles, unpacks = decode.tiles(choice, head_dim, value_dim), stored != dtype
+    types = {name: tma.tile_type(_TILES.get(stored, _DTYPES[dtype][1:]), [1, 1, *tile], stored) for name, tile in tiles.items()}
+    if unpacks:
+        scales = tma.tile_type("fp32", [1, 1, 1, choice.block_n], torch.float32)
+        types |= {"k_scales": scales, "v_scales": scales}
     types |= {"q": _DTYPES[dtype], "out": _DTYPES[dtype], "workspace": "*fp32", "counters": "*i32"}
+    types["table"] = "*i64" if layout is not None and layout.chosen else "*i32"
     constants = decode.hopper_constants(group, choice, head_dim, value_dim)
-    return build(function, types, constants, arch, choice.warps, choice.stages, decode.registers(choice))
+    constants |= {"table": None, "table_strides": None} if layout is None else {}
+    return build(function, types, constants, arch, choice.warps, choice.stages, decode.registers(choice, unpacks))
 
 
 def build(

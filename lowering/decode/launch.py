@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..choice import Choice, padded
 from ..counters import counters
-from ..held import Held
+from ..held import Held, boxed
 from ..held import arguments as arguments_of
 from ..launch import launch as start
 from ..tma import REGISTERS, describe
@@ -52,21 +52,25 @@ def rows_kept(group: int, choice: Choice) -> int:
     return min(64, -(-group * choice.block_t // 4) * 4)
 
 
-def registers(choice: Choice) -> int:
-    """Per thread at the start of the Hopper kernel, of 64 K: a warpgroup for each 64 rows and one for the loading warp."""
-    return 240 if choice.block_m == 64 else REGISTERS
+def registers(choice: Choice, unpacks: bool = False) -> int:
+    """Per thread at the start of the Hopper kernel, of 64 K: a warpgroup for each 64 rows, two that unpack, one for the loading
+    warp."""
+    return 128 if unpacks else 240 if choice.block_m == 64 else REGISTERS
 
 
-def launch_hopper(module: ModuleType, group: int, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any],
-                  out: Tensor) -> None:
-    """As `launch`, on Hopper: k and v are what TMA can address, q and out have unit strides in their last dim."""
+def launch_hopper(module: ModuleType, group: int, choice: Choice, q: Tensor, k: Tensor | Held, v: Tensor | Held,
+                  given: list[Any], out: Tensor) -> None:
+    """As `launch`, on Hopper: k and v lie in what TMA can address, q and out have unit strides in their last dim."""
     batch, heads, queries, head_dim = q.shape
     items = -(-group * queries // choice.block_m) * batch * (heads // group)
     warpgroups = choice.block_m // 64
     slots = 2 * choice.programs * warpgroups
     workspace = q.new_empty(slots * rows_kept(group, choice) * (v.shape[3] + 1), dtype=torch.float32)
     k_tile, v_tile = tiles(choice, head_dim, v.shape[3]).values()
-    arguments = (q, q.stride(), describe(k, *k_tile), describe(v, *v_tile), out, out.stride(), workspace,
+    boxes = [describe(part, *tile) for x, of in ((k, k_tile), (v, v_tile))
+             for part, tile in zip(boxed(x), (of, (1, choice.block_n)), strict=False)]
+    table = k.table() if isinstance(k, Held) else (None, None)
+    arguments = (q, q.stride(), *boxes, *table, out, out.stride(), workspace,
                  counters(q.device, items * warpgroups), batch, heads, queries, k.shape[2], choice.programs // items, *given)
     start(module.decode_hopper, (choice.programs,), arguments, hopper_constants(group, choice, head_dim, v.shape[3]),
-          choice.warps, choice.stages, q.device.index, maxnreg=registers(choice))
+          choice.warps, choice.stages, q.device.index, maxnreg=registers(choice, len(boxes) == 4))

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..lowering.bounds import bounds
-from .attentions import DECODE, WIDTH, Attention
+from .attentions import WIDTH, Attention
+from .pool import Stored, stored
 
 Place = tuple[int, int, Tensor]
 """Rows of the answer: sequence, KV head, queries."""
@@ -35,6 +36,7 @@ class Operands:
     k: Tensor
     v: Tensor
     tables: tuple[Tensor, ...]
+    stored: Stored | None = None
 
     @classmethod
     def random(cls, case: Attention, device: str, dtype: torch.dtype, seed: int = 0) -> Operands:
@@ -45,16 +47,22 @@ class Operands:
             made = torch.randn(shape, device=device, dtype=dtype)
             return made if cache else made.transpose(1, 2)
 
-        cache = case.group == DECODE
+        cache = case.decode
         q = tensor(case.heads, case.queries, case.head_dim)
         k, v = (tensor(case.kv_heads, case.keys, dim, cache) for dim in (case.head_dim, case.value_dim))
         if case.every > 1:
             _matter(q, k, case.every)
-        return cls(case, q, k, v, _tables(case, device))
+        held = None
+        if case.format:
+            held, k, v = stored(k, v, case.format)
+        return cls(case, q, k, v, _tables(case, device), held)
 
     def ours(self, dense: bool = False) -> Callable[[], Tensor]:
-        """Our operator bound to these; `dense`: without the documents."""
-        spec, tables = self.case.spec, list(self.tables)
+        """Our operator bound to these; `dense`: without the documents, not in pages."""
+        spec, tables, pages = self.case.spec, list(self.tables), self.stored
+        if pages is not None and not dense:
+            held = pages.k, pages.v, pages.k_scales, pages.v_scales, pages.table, self.case.format
+            return functools.partial(torch.ops.flashmla.attend_paged, self.q, *held, tables, [], [], spec)
         if dense:
             spec = dataclasses.replace(self.case, documents=1, sparsity="").spec
             tables = [] if self.case.documents > 1 else tables
@@ -95,7 +103,7 @@ def _matter(q: Tensor, k: Tensor, every: int) -> None:
 
 
 def _tables(case: Attention, device: str) -> tuple[Tensor, ...]:
-    if case.group == DECODE:
+    if case.decode:
         return (torch.tensor([length - case.queries for length in case.lengths], device=device),)
     if case.documents > 1:
         ids = (torch.arange(case.keys, device=device) // case.document)[None]

@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attentions import ATTENTIONS, DECODE, PREFILL, Attention
+from .attentions import ATTENTIONS, DECODE, POOL, PREFILL, Attention
 from .latents import LATENT, LATENTS, Latent
 from .operands import Operands
 from .operands_latent import LatentOperands
+from .pool import PAGED
 from .sparse import SPARSE
 
 AnyCase = Attention | Latent
 AnyOperands = Operands | LatentOperands
 CASES: dict[str, tuple[AnyCase, ...]] = {
     **{group: tuple(case for case in ATTENTIONS if case.group == group) for group in (PREFILL, DECODE)}, LATENT: LATENTS,
-    "sparse": SPARSE,
+    "sparse": SPARSE, POOL: PAGED,
 }
 """The kernels' cases, by group."""
 CACHE_BYTES = 3 * 50 * 2**20

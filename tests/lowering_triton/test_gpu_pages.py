@@ -9,6 +9,7 @@ from tests.pool.test_bounds import CASES as CHOSEN
 from tests.pool.test_bounds import problem
 
 from .attentions import CASES
+from .cases import Case
 from .test_gpu import check, within_twice
 from .test_pages import FORMATS, paged
 
@@ -27,6 +28,17 @@ def test_attentions(name, dtype):
     for page in (16, 64):
         check(paged(CASES[name].but(dtype=dtype, choice=None, queries=1), page))
         check(paged(CASES[name].but(dtype=dtype, choice=None, queries=200, keys=333), page))
+
+
+@pytest.mark.parametrize("dims", [(64, 64), (128, 128), (192, 128), (256, 256)], ids=str)
+@pytest.mark.parametrize("page", [32, 64, 128])
+def test_a_step_over_pages_of_any_size(dims, page):
+    """More pages than the Hopper kernel's loading warp holds at once, and sequences of every length."""
+    spec = "score: 0.125*s; hi: T0[b] + 1; group: 4; sink: F1[h]"
+    case = Case(spec, ("uneven", "sinks"), batch=5, heads=8, queries=1, keys=200 * page, head_dim=dims[0], value_dim=dims[1],
+                dtype=torch.bfloat16, choice=None, page=page)
+    check(case)
+    check(case.but(batch=1, tables=("lengths", "sinks")))
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -65,12 +77,19 @@ def test_a_graph_replays_as_sequences_grow_into_new_pages(format):
         within_twice(out, q, k, v, [lengths], spec)
 
 
+def unaligned(x):
+    """The same numbers, of which TMA can address none."""
+    return torch.cat([x, x[..., :1]], -1)[..., :x.shape[-1]]
+
+
+@pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("name", CHOSEN)
-def test_chosen_pages(name):
+def test_chosen_pages(name, aligned):
     """As the policy's words have it, in float64: pages are chosen, listed and attended."""
     arguments, truth, formula = problem(**CHOSEN[name])
     moved = [x.cuda() if isinstance(x, torch.Tensor) else [y.cuda() for y in x] if isinstance(x, list) else x
              for x in arguments]
+    moved[1:3] = moved[1:3] if aligned else map(unaligned, moved[1:3])
     found = torch.ops.flashmla.attend_paged(*moved).cpu().double()
     rounding = truth.abs().max() * torch.finfo(arguments[0].dtype).eps
     assert (found - truth).abs().max() <= 2 * max((formula - truth).abs().max(), rounding)

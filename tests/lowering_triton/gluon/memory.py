@@ -84,9 +84,7 @@ class Shared:
         return Shared(self.data.narrow(dim, start, length))
 
     def _reinterpret(self, dtype: torch.dtype, shape: list[int], layout: Any) -> Shared:
-        found = Shared(self.data.view(dtype))
-        assert found.shape == shape
-        return found
+        return Shared(self.data.view(dtype).view(shape))
 
     def load(self, layout: Any) -> Tensor:
         return tensor(self.data.clone())
@@ -103,6 +101,7 @@ class Descriptor:
 
     def __init__(self, x: torch.Tensor, *tile: int) -> None:
         self.x, self.dtype, shape = x, x.dtype, [1] * (x.dim() - len(tile)) + list(tile)
+        self.shape = [tensor(size, torch.int32) for size in x.shape]
         self.block_type = SimpleNamespace(shape=shape, nbytes=math.prod(tile) * x.itemsize)
 
     def inside(self, coord: list[Any]) -> tuple[torch.Tensor, tuple[slice, ...]]:
