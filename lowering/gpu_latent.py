@@ -188,7 +188,7 @@ def _workspace(
     """Parts, their log2-sum-exp, and where those of each item are, where that is not known beforehand."""
     if not choice.programs and choice.kv_splits == 1:
         return None, None, None
-    slots = 2 * choice.programs if choice.programs else shape.items * choice.kv_splits * lanes
+    slots = choice.programs + shape.items * lanes if choice.programs else shape.items * choice.kv_splits * lanes
     cuts = out.new_empty(shape.items, dtype=torch.int64) if choice.programs else None
     parts = out.new_empty((slots * exchange.ROWS, rank), dtype=torch.float32)
     return parts, out.new_empty(slots * exchange.ROWS, dtype=torch.float32), cuts

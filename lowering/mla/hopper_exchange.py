@@ -62,7 +62,7 @@ def load(descs, pages, pages_strides, queries, rings, bars, message, sizes, env,
         segment = segment_of(item, (start, end), plan, sizes, env, N, BLOCK_B, BLOCK_T, BLOCK_H)
         part, parts, _holder, start, last, first, count = segment
         numbers = (place[0], place[1], place[2], first, start, last, count, gl.minimum(below, last), above,
-                   slot_of(part, parts, sizes, BLOCK_B, BLOCK_H), part, plan[5] - 1 - item)
+                   slot_of(item, part, parts, sizes, BLOCK_B, BLOCK_H), part, plan[5] - 1 - item)
         block = page_of(pages, pages_strides, item, first + (count - 1) * N, count > 0, IN_PAGES)
         for t in range(count):
             slot = t % 2

@@ -3,8 +3,8 @@
 Exact: any division of the keys into parts gives the same answer. A row that no part saw is 0.
 Shapes: parts [.., R] float32, lse [..]; out [B, H, T, R], any strides. Row `row` of part p is at p * ROWS + row, in the order
 of B, H, T, all SPLITS of them. Of the exchange kernels (BLOCK_H > 0) ROWS = 64 * lanes, and rows are numbered in boxes
-(`rows.py`): part p of an item has slot item * SPLITS + p, or with cuts [items] (2^32 first + count) slot
-first + 2 p + (p == 0), and an item of one part is in `out` already.
+(`rows.py`): part p of an item has slot item * SPLITS + p, or with cuts [items] (2^32 first + count) slot first + p, and an
+item of one part is in `out` already.
 Grid: (items * COUNT / BLOCK_M,), COUNT rows of each item. Traffic: parts * R * 4 bytes per row; all parts of a row at once up
 to BLOCK_P, so that they come at the price of one. With EARLY it starts before the kernel that writes the parts has ended, and
 waits for that.
@@ -46,12 +46,10 @@ def merge(parts, lse, cuts, out, out_strides, ROWS, COUNT, H, T, SPLITS, R: tl.c
         gdc_wait()
     first = item * SPLITS
     count = SPLITS
-    step = 1
     if cuts is not None:
         cut = tl.load(cuts + item)
         first = (cut >> 32).to(tl.int32)
         count = cut.to(tl.int32)
-        step = 2
         if count == 1:
             return
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
@@ -59,10 +57,7 @@ def merge(parts, lse, cuts, out, out_strides, ROWS, COUNT, H, T, SPLITS, R: tl.c
     acc = tl.zeros([BLOCK_M, BLOCK_R], tl.float32)
     for p0 in range(0, count, BLOCK_P):
         p = p0 + tl.arange(0, BLOCK_P)                                                         # [P]
-        slot = first + p * step
-        if cuts is not None:
-            slot += (p == 0).to(tl.int32)
-        at = slot.to(tl.int64)[:, None] * ROWS + row[None, :]                                  # [P, M]
+        at = (first + p).to(tl.int64)[:, None] * ROWS + row[None, :]                           # [P, M]
         m_p = (p < count)[:, None] & m_row[None, :]
         b_lse = tl.load(lse + at, mask=m_p, other=float("-inf"))
         p_part = parts + at[:, :, None] * R + o_r[None, None, :]

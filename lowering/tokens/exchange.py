@@ -67,7 +67,7 @@ def gather(source, keys, descs, queries, rings, bars, message, sizes, env, cuts,
         segment = segment_of(item, (start, end), plan, sizes, env, N, BLOCK_B, 1, BLOCK_H)
         part, parts, _holder, _start, last, first, count = segment
         numbers = (place[0], place[1], place[2], first, start, last, count, below, above,
-                   slot_of(part, parts, sizes, BLOCK_B, BLOCK_H), part, plan[5] - 1 - item)
+                   slot_of(item, part, parts, sizes, BLOCK_B, BLOCK_H), part, plan[5] - 1 - item)
         for t in range(count):
             at = t % 2
             phase = (gl.where(at == 0, evens, odds) + t // 2) % 2 ^ 1
