@@ -67,6 +67,8 @@ def candidates(
         return tuple(equal)
     full = shape.items * lanes(whole, *rows[1:]) >= FULL * machine.processors
     alone = shape.items == 1 and family == "mla_exchange"
+    if full and shape.items * lanes(whole, *rows[1:]) > shared.programs:
+        return tuple(equal)                                         # each item has a slot of the workspace
     return (*equal, shared) if full or alone else (shared, *equal)
 
 
@@ -96,11 +98,9 @@ def tiles(choice: Choice, heads: int, rank: int) -> dict[str, tuple[int, ...]]:
 
 
 def part(choice: Choice, heads: int, queries: int, rank: int) -> tuple[int, int]:
-    """The tile of the descriptor of parts [slots * 64, R], float32, in the queries' memory of a warpgroup: rows that there are.
-
-    8 at least, which are swizzled together.
-    """
-    return min(ROWS, max(8, box(choice, heads) * _power(queries))), padded(rank) // 4
+    """The tile of the descriptor of parts [slots * 64, R], PART_TYPE, in the queries' memory of a warpgroup: rows that there
+    are; 8 at least, which are swizzled together."""
+    return min(ROWS, max(8, box(choice, heads) * _power(queries))), padded(rank) // 2
 
 
 def described(choice: Choice, given: dict[str, Tensor]) -> dict[str, Any]:
