@@ -88,8 +88,9 @@ def choose(spec: AttentionSpec, given: Latents, machine: Machine) -> Choice:
 def candidates(spec: AttentionSpec, given: Latents, machine: Machine) -> tuple[Choice, ...]:
     """Every configuration worth timing, the one that is taken without timing first."""
     q, packed = given.q_latent, given.rope is None
-    served = not gpu.interpreted() and given.rope is not None
-    by_tma = served and tma.describable(q, given.q_rope, given.latent, given.rope)
+    latent, rope, _ = given.fields
+    dense = given.latent.stride(1) == given.latent.shape[2] if packed else tma.describable(latent)
+    by_tma = not gpu.interpreted() and dense and tma.describable(q, given.q_rope, rope)
     tokens = None if given.tokens is None else given.tokens.shape[2]
     sizes = (given.keys, given.q_rope.shape[3])
     return configurations(spec, tuple(q.shape), *sizes, tokens, q.dtype, machine, packed=packed, by_tma=by_tma)
@@ -104,9 +105,10 @@ def configurations(
     shape = shape_for(q_latent, keys, rope, tokens, dtype.itemsize, packed)
     family = "mla" if tokens is None else "tokens"
     plain = tiles(family, shape, spec.kv_splits, machine)
-    if not by_tma or not exchange.serves(spec, shape, dtype, machine):
+    if not by_tma or (packed and tokens is not None) or not exchange.serves(spec, shape, dtype, machine):
         return plain
     batch, heads, queries, _ = q_latent
+    family = "packed" if packed else family
     return (*exchange.candidates(spec, f"{family}_exchange", (batch, heads, queries), shape, machine), plain[0])
 
 
@@ -158,7 +160,7 @@ def _exchange(spec: AttentionSpec, choice: Choice, given: Latents, operands: lis
     shape, lanes = shape_of(given), exchange.lanes(choice, *given.q_latent.shape[1:3])
     workspace = workspace_of(choice, shape.items, lanes, rank, out.device)
     sizes = [batch, heads, queries, given.keys]
-    latent, rope, _ = given.fields
+    latent, rope, scales = given.fields
     if given.tokens is None:
         sizes += [choice.kv_splits]
     else:
@@ -166,8 +168,11 @@ def _exchange(spec: AttentionSpec, choice: Choice, given: Latents, operands: lis
         sizes += [shape.keys, choice.kv_splits, *exchange.shares(shape.items, tiles, max(1, choice.programs // lanes))]
     tensors = {"q_latent": given.q_latent, "q_rope": given.q_rope, "latent": latent, "rope": rope, "out": out}
     by_tma = exchange.described(choice, tensors)
-    latents = [by_tma["latent"], by_tma["rope"]] if given.tokens is None else _with_strides(
-        latent, rope, given.tokens)
+    if given.tokens is not None:
+        latents = _with_strides(latent, rope, given.tokens)
+    else:
+        words = [by_tma["latent"]] if scales is None else [latent.view(torch.int32), scales, scales.stride()]
+        latents = [*words, by_tma["rope"]]
     kept: tuple[Any, ...] = (None, None, None, None)
     if workspace is not None:
         parts = exchange.describe(workspace.parts, *exchange.part(choice, heads, queries, rank))

@@ -41,7 +41,8 @@ def errors(case: Case, exponent: int = 0) -> tuple[float, float]:
     """(the kernel's, the formula's in its dtype): largest differences from float64. Copies are early, then products.
     Latents times 2^exponent, their queries as much smaller: the same weights."""
     given, tables = operands(case)
-    given = replace(given, q_latent=given.q_latent * 2.0**-exponent, latent=given.latent * 2.0**exponent)
+    if exponent:
+        given = replace(given, q_latent=given.q_latent * 2.0**-exponent, latent=given.latent * 2.0**exponent)
     best = truth(case, given, tables)
     formula = (truth(case, given, tables, case.dtype) - best).abs().max().item()
     found = []
@@ -54,7 +55,7 @@ def errors(case: Case, exponent: int = 0) -> tuple[float, float]:
 
 def check(interpreted, case: Case, programs: int, splits: int = 1, exponent: int = 0) -> None:
     """`programs` that share a line; 0: each item in `splits` parts."""
-    family = "tokens_exchange" if case.chosen else "mla_exchange"
+    family = "tokens_exchange" if case.chosen else "packed_exchange" if case.packed else "mla_exchange"
     power = lambda n: 1 << (n - 1).bit_length()  # noqa: E731
     block_b, block_t = (1, 1) if case.chosen else (power(case.batch), power(case.queries))
     choice = Choice(family, 64, 64, 4, 2, splits, programs=programs, block_b=block_b, block_t=block_t)
@@ -111,3 +112,20 @@ def test_boxes_of_rows(interpreted, chosen, heads, queries, lanes):
 @pytest.mark.parametrize("chosen", [0, 100])
 def test_pages(interpreted, chosen):
     check(interpreted, HULLS["live length"].but(**SMALL, keys=300, batch=2, paged=True, chosen=chosen), 4)
+
+
+PACKED = {"rank": 512, "width": 64, "packed": True, "dtype": torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", HULLS)
+@pytest.mark.parametrize("programs, splits", [(0, 1), (0, 3), (5, 1)])
+def test_packed(interpreted, name, programs, splits):
+    """The formula on what the codes and scales say."""
+    case = HULLS[name].but(**PACKED, keys=300)
+    check(interpreted, case.but(spec=case.spec.replace("0.25", "0.07")), programs, splits)
+
+
+@pytest.mark.parametrize("width, dtype", [(64, torch.float16), (8, torch.bfloat16)])
+def test_packed_in_pages(interpreted, width, dtype):
+    case = HULLS["live length"].but(**{**PACKED, "width": width, "dtype": dtype}, keys=300, paged=True, batch=2)
+    check(interpreted, case.but(spec=case.spec.replace("0.25", "0.07")), 4)
