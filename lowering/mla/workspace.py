@@ -29,7 +29,7 @@ def workspace(choice: Choice, items: int, lanes: int, rank: int, device: torch.d
     """For the parts of `items` items, each in `lanes` boxes of rows; None if none is cut."""
     if not choice.programs and choice.kv_splits == 1:
         return None
-    rows = ROWS * (choice.programs + items * lanes if choice.programs else items * choice.kv_splits * lanes)
+    rows = ROWS * (choice.programs + (items - 1) * lanes if choice.programs else items * choice.kv_splits * lanes)
     cuts = torch.empty(items, dtype=torch.int64, device=device) if choice.programs else None
     parts = torch.empty((rows, rank), dtype=PART_TYPE, device=device)
     return Workspace(parts, torch.empty((rows, 2), device=device), torch.empty(rows, device=device), cuts)
