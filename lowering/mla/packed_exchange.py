@@ -1,8 +1,8 @@
 """out[b,h,i,:] = sum_j e^a_j latent[b,j] / sum_j e^a_j    of packed latents: latent = e4m3 codes times a scale for 128 channels
 
-The kernel of `kernel.py` for Hopper: the two warpgroups of `exchange.py`, and a third that loads. Codes of half of the columns
-are on their way to its registers, 16 bytes a thread at a time, while those of the half before become numbers of 16 bits, which
-it stores where TMA would have put them; rope, which is not packed, comes by TMA.
+The kernel of `kernel.py` for Hopper: the two warpgroups of `exchange.py`, and a third that loads. It has codes of half of the
+columns in its registers, 16 bytes a thread at a time, and stores them as numbers of 16 bits where TMA would have put them; the
+tiles after that are on their way to the second-level cache. Rope, which is not packed, comes by TMA.
 Shapes: q_latent, q_rope, out as `hopper_exchange.py`; codes int32 [B, S, R / 4] or [PAGES, 64, R / 4], scales float32
 [.., R / 128], strides of both, in words; rope a descriptor of [.., P] in tiles of BLOCK_N x BLOCK_P. R = 512; rows lie ROW
 words apart. Parts, cuts, grid: as there.
@@ -80,22 +80,37 @@ def put(piece: gl.constexpr, r: gl.constexpr, found, rings, slot):
 
 
 @gluon.jit
-def unpack(half: gl.constexpr, found, rings, bars, slot, phase, keys, tile, ROW: gl.constexpr):
-    """Puts half of the columns of a tile, once its slot is empty, and asks for the other half, of `tile`: as soon as some rows
-    have left the registers, others are on their way to them."""
+def codes_of_half(half: gl.constexpr, keys, tile, ROW: gl.constexpr):
+    """Codes and scales of all rows of a tile, in half of the columns."""
+    return (codes_of(half, 0, keys, tile, ROW), codes_of(half, 1, keys, tile, ROW), codes_of(half, 2, keys, tile, ROW),
+            codes_of(half, 3, keys, tile, ROW))
+
+
+@gluon.jit
+def fetch(keys, tile, ROW: gl.constexpr):
+    """A tile is on its way to the second-level cache: rows lie one after the other, in lines of 128 bytes."""
+    start, rows = tile
+    line: gl.constexpr = """{
+        .reg .pred p;
+        setp.lt.s32 p, $2, $3;
+        @p prefetch.global.L2 [$1];
+        mov.b32 $0, 0;
+    }"""
+    at = gl.arange(0, 512, gl.BlockedLayout([1], [32], [4], [0])) * WORDS                      # [512], words
+    size = ROW * gl.minimum(rows, PAGE)
+    given = [(keys[0] + start + at).to(gl.int64), at, gl.full([512], size, gl.int32, at.type.layout)]
+    gl.inline_asm_elementwise(line, "=r,l,r,r", given, dtype=gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def unpack(half: gl.constexpr, found, rings, bars, slot, phase):
+    """Puts half of the columns of a tile, once its slot is empty."""
     piece: gl.constexpr = 2 * half
     mbarrier.wait(bars[1].index(2 * piece + slot), phase)
-    put(piece, 0, found[0], rings, slot)
-    a = codes_of(1 - half, 0, keys, tile, ROW)
-    put(piece, 1, found[1], rings, slot)
-    b = codes_of(1 - half, 1, keys, tile, ROW)
-    put(piece, 2, found[2], rings, slot)
-    c = codes_of(1 - half, 2, keys, tile, ROW)
-    put(piece, 3, found[3], rings, slot)
-    d = codes_of(1 - half, 3, keys, tile, ROW)
+    for r in gl.static_range(4):
+        put(piece, r, found[r], rings, slot)
     fence_async_shared()
     mbarrier.arrive(bars[0].index(2 * piece + slot))
-    return a, b, c, d
 
 
 @gluon.jit
@@ -103,7 +118,7 @@ def load(keys, d_rope, d_queries, pages, queries, rings, bars, message, sizes, e
          IN_PAGES: gl.constexpr, BLOCK_H: gl.constexpr, BLOCK_B: gl.constexpr, BLOCK_T: gl.constexpr):
     """The warpgroup that loads: tiles of latents, the last first, piece by piece; queries as in `hopper_exchange.py`.
 
-    Half of the columns of a tile are always on their way, also while it waits for a slot.
+    Two tiles are on their way to the cache, and half of the columns of one to registers, also while it waits for a slot.
     """
     N: gl.constexpr = rings[0].shape[2]
     gdc_launch_dependents()                                         # the merge may take its place on idle processors
@@ -120,20 +135,25 @@ def load(keys, d_rope, d_queries, pages, queries, rings, bars, message, sizes, e
                    slot_of(item, part, parts, sizes, BLOCK_B, BLOCK_H), part, plan[5] - 1 - item)
         j0 = first + (count - 1) * N
         at, tile = tile_at(keys, pages, item, j0, sizes[3], count > 0, IN_PAGES)
-        found = (codes_of(0, 0, keys, tile, ROW), codes_of(0, 1, keys, tile, ROW), codes_of(0, 2, keys, tile, ROW),
-                 codes_of(0, 3, keys, tile, ROW))
+        at_1, tile_1 = tile_at(keys, pages, item, j0 - N, sizes[3], count > 1, IN_PAGES)
+        fetch(keys, tile_1, ROW)
+        found = codes_of_half(0, keys, tile, ROW)
         for t in range(count):
             slot = t % 2
             phase = (gl.where(slot == 0, evens, odds) + t // 2) % 2 ^ 1
-            j0 = j0 - N
-            at_next, next_tile = tile_at(keys, pages, item, j0, sizes[3], t + 1 < count, IN_PAGES)
-            found = unpack(0, found, rings, bars, slot, phase, keys, tile, ROW)
+            at_2, tile_2 = tile_at(keys, pages, item, j0 - (t + 2) * N, sizes[3], t + 2 < count, IN_PAGES)
+            fetch(keys, tile_2, ROW)
+            unpack(0, found, rings, bars, slot, phase)
+            found = codes_of_half(1, keys, tile, ROW)
             copy_piece(1, (d_rope, d_rope), at, rings, bars, slot, phase)
-            found = unpack(1, found, rings, bars, slot, phase, keys, next_tile, ROW)
+            unpack(1, found, rings, bars, slot, phase)
+            found = codes_of_half(0, keys, tile_1, ROW)
             if t == gl.minimum(count - 1, 1):
                 begin(d_queries, queries, message, bars, item - plan[4], numbers)
-            at = at_next
-            tile = next_tile
+            at = at_1
+            tile = tile_1
+            at_1 = at_2
+            tile_1 = tile_2
         note_cuts(cuts, item, segment, sizes, BLOCK_B, BLOCK_H)
         evens += (count + 1) // 2
         odds += count // 2

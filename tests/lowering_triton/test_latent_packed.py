@@ -98,8 +98,9 @@ def test_the_hopper_kernel_unpacks_in_registers(heads, shared):
     kernel = compile_latent(LIVE, choice, 512, 64, torch.bfloat16, "sm_90", paged=True, heads=heads)
     assert kernel.shared <= MACHINES["sm_90"].shared_memory and kernel.registers * 384 <= 65536
     assert len(re.findall(r"ld\.global(?:\.\w+)*\.v4\.b32", kernel.ptx)) == 24 and "cvt.rn.f16x2.e4m3x2" in kernel.ptx
+    assert kernel.ptx.count("prefetch.global.L2") == 8
     if not kernel.sass:
         pytest.skip("no disassembler")
     unpacks = [piece for piece in re.split(r"\n\.L_\w+:", kernel.sass) if piece.count("E4M3") > 16]
-    assert unpacks and all(len(re.findall(r"\b(?:STL|LDL)\b", piece)) <= 12 for piece in unpacks)
+    assert unpacks and all(len(re.findall(r"\b(?:STL|LDL)\b", piece)) <= 20 for piece in unpacks)
     assert sum(piece.count("STS.128") for piece in unpacks) >= 32

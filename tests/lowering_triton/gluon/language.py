@@ -101,6 +101,8 @@ class Language(Tensors):
                                pack: int) -> Tensor | None:
         if text.startswith("bar."):
             return self._turn(text)
+        if "prefetch" in text:                                      # changes nothing
+            return None
         given = torch.broadcast_tensors(*map(torch.as_tensor, given))
         parts = [x.reshape(-1, pack)[:, at].contiguous() for x in given for at in range(pack)] if pack > 1 else given
         found = [floats(x) if dtype == torch.float32 else bits(x) for x in ptx(text, parts, pack)]
