@@ -12,7 +12,7 @@ from torch import Tensor
 from ... import expr as E
 from ...ir import AttentionSpec
 from ...ops import packed_width
-from ..choice import Choice, padded
+from ..choice import Choice, padded, programs
 from ..hopper.config import has_gluon
 from ..machine import Machine
 from ..prefill.config import room
@@ -122,7 +122,7 @@ def line(spec: AttentionSpec, family: str, batch: int, heads: int, queries: int,
         return None
     rows = lanes(whole, heads, queries)
     tiles, items = -(-keys // BLOCK_N), batch * queries if tokens else batch
-    blocks = max(1, min(machine.processors // rows, -(-items * tiles // LEAST_TILES)))
+    blocks = programs(items, max(1, -(-items * tiles // LEAST_TILES)), max(1, machine.processors // rows))
     return Choice(family, ROWS, BLOCK_N, 4, 2, programs=blocks * rows, block_b=1 if tokens else _power(batch),
                   block_t=1 if tokens else _power(queries))
 
