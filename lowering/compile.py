@@ -23,7 +23,6 @@ from .held import Layout
 from .hopper import launch as hopper
 from .machine import MACHINES, Machine, machine_of
 from .mla import exchange_launch as exchange
-from .mla.workspace import PART_TYPE
 from .select import choose, supports
 from .sparse import listing, paging
 
@@ -186,15 +185,15 @@ def compile_latent(
     kind = _DTYPES[dtype]
     types = dict.fromkeys(("q_latent", "q_rope", "latent", "rope", "out"), kind)
     types |= {"codes": "*i32", "pages": "*i32", "chosen": "*i64", "cuts": "*i64"}
-    types |= dict.fromkeys(("scales", "tops", "lse"), "*fp32")
+    types |= dict.fromkeys(("scales", "lse"), "*fp32")
     if choice.family in exchange.FAMILIES:
         for name, tile in exchange.tiles(choice, heads, rank).items():
             box = [1] * ((4 if name in ("q_latent", "q_rope", "out") else 3) - len(tile)) + list(tile)
             types[name] = tma.tile_type(kind.removeprefix("*"), box, dtype)
-        types["workspace"] = tma.tile_type("fp16", list(exchange.part(choice, heads, 1, rank)), PART_TYPE)
+        types["workspace"] = tma.tile_type(kind.removeprefix("*"), list(exchange.part(choice, heads, 1, rank)), dtype)
         constants, registers = exchange.constants(choice, heads, rank, width, paged), tma.REGISTERS
         constants |= {} if choice.programs else {"cuts": None}
-        constants |= {} if choice.programs or choice.kv_splits > 1 else {"workspace": None, "tops": None, "lse": None}
+        constants |= {} if choice.programs or choice.kv_splits > 1 else {"workspace": None, "lse": None}
     else:
         types |= {"out": "*fp32"} if choice.kv_splits > 1 else {}
         types |= {"latent": "*u8"} if packed else {}

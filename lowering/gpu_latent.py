@@ -20,7 +20,7 @@ from .choice import Choice, padded
 from .launch import launch as start
 from .machine import Machine, machine_of
 from .mla import exchange_launch as exchange
-from .mla.config import Shape, merging
+from .mla.config import LINE_PARTS, Shape, merging
 from .mla.config import candidates as tiles
 from .mla.workspace import Workspace
 from .mla.workspace import workspace as workspace_of
@@ -151,14 +151,14 @@ def launch(spec: AttentionSpec, choice: Choice, given: Latents, operands: list[A
         start(kernel, grid, arguments, fixed, choice.warps, choice.stages, out.device.index)
         if lse is not None:
             rows = batch * heads * queries
-            _merge(Workspace(parts, None, lse, None), out, 1, rows, rows, splits)
+            _merge(Workspace(parts, lse, None), out, 1, rows, rows, splits)
 
 
 def _exchange(spec: AttentionSpec, choice: Choice, given: Latents, operands: list[Any], out: Tensor) -> None:
     """The kernels whose blocks share a line of key tiles, or have one of kv_splits parts of an item."""
     batch, heads, queries, rank = given.q_latent.shape
     shape, lanes = shape_of(given), exchange.lanes(choice, *given.q_latent.shape[1:3])
-    workspace = workspace_of(choice, shape.items, lanes, rank, out.device)
+    workspace = workspace_of(choice, shape.items, lanes, rank, out)
     sizes = [batch, heads, queries, given.keys]
     latent, rope, scales = given.fields
     if given.tokens is None:
@@ -173,10 +173,10 @@ def _exchange(spec: AttentionSpec, choice: Choice, given: Latents, operands: lis
     else:
         words = [by_tma["latent"]] if scales is None else [latent.view(torch.int32), scales, scales.stride()]
         latents = [*words, by_tma["rope"]]
-    kept: tuple[Any, ...] = (None, None, None, None)
+    kept: tuple[Any, ...] = (None, None, None)
     if workspace is not None:
         parts = exchange.describe(workspace.parts, *exchange.part(choice, heads, queries, rank))
-        kept = (parts, workspace.tops, workspace.lse, workspace.cuts)
+        kept = (parts, workspace.lse, workspace.cuts)
     arguments = (by_tma["q_latent"], by_tma["q_rope"], *latents, *_or_none(given.pages, 2), by_tma["out"], *kept,
                  *sizes, *operands)
     fixed = exchange.constants(choice, heads, rank, shape.rope, given.pages is not None)
@@ -185,7 +185,7 @@ def _exchange(spec: AttentionSpec, choice: Choice, given: Latents, operands: lis
         kernel[choice.programs or choice.kv_splits * lanes * shape.items,](
             *arguments, **fixed, num_warps=choice.warps, maxnreg=tma.REGISTERS)
         if workspace is not None:
-            splits = choice.kv_splits if workspace.cuts is None else max(2, choice.programs // lanes // shape.items)
+            splits = choice.kv_splits if workspace.cuts is None else max(LINE_PARTS, choice.programs // lanes // shape.items)
             block_h = exchange.box(choice, heads)
             rows = exchange.ROWS * lanes if lanes > 1 or given.tokens is not None else block_h * queries
             chosen = given.tokens is not None
@@ -204,8 +204,7 @@ def _merge(workspace: Workspace, out: Tensor, items: int, rows: int, count: int,
     _, heads, queries, rank = out.shape
     early = block_h > 0 and not gpu.interpreted()
     block_p, block_m, warps = merging(splits, items * count, rank)
-    arguments = (workspace.parts, workspace.tops, workspace.lse, workspace.cuts, out, out.stride(), rows, count, heads, queries,
-                 splits)
+    arguments = (workspace.parts, workspace.lse, workspace.cuts, out, out.stride(), rows, count, heads, queries, splits)
     start(merge, (items * -(-count // block_m),), arguments,
           {"R": rank, "BLOCK_R": padded(rank), "BLOCK_P": block_p, "BLOCK_M": block_m, "BLOCK_H": block_h, "CHOSEN": chosen,
            "EARLY": early}, warps, 3, out.device.index, **({"launch_pdl": True} if early else {}))

@@ -28,6 +28,8 @@ BYTES = 2.3e4
 MERGED_BYTES = 3.0e6
 """A us, of parts written and read: they stay in the second-level cache."""
 START, MERGE_START = 2.0, 3.0
+LINE_PARTS = 16
+"""Read at once of an item in a line: where lengths differ, one item may have parts of most blocks."""
 MERGE_PROGRAMS = 264
 """Of the merge: two to a processor, before a program takes several rows."""
 
@@ -98,7 +100,7 @@ def _fits(shape: Shape, tile: tuple[int, int, int, int], machine: Machine) -> bo
 
 
 def merging(splits: int, rows: int, rank: int) -> tuple[int, int, int]:
-    """(parts at once, rows of a program, warps) of the merge: sixteen loads of 16 bytes a thread, all on their way at once."""
+    """(parts at once, rows of a program, warps) of the merge: up to sixteen loads of 16 bytes a thread, all on their way."""
     block_p = min(64, 1 << max(0, splits - 1).bit_length())
     block_m = max(1, min(16 // block_p, 1 << max(1, rows // MERGE_PROGRAMS).bit_length() - 1))
     return block_p, block_m, max(1, min(16, block_p * block_m * padded(rank) // (64 * 32)))

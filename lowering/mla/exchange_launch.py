@@ -103,8 +103,8 @@ def tiles(choice: Choice, heads: int, rank: int) -> dict[str, tuple[int, ...]]:
 
 
 def part(choice: Choice, heads: int, queries: int, rank: int) -> tuple[int, int]:
-    """The tile of the descriptor of parts [slots * 64, R], PART_TYPE, in the queries' memory of a warpgroup: rows that there
-    are; 8 at least, which are swizzled together."""
+    """The tile of the descriptor of parts [slots * 64, R] in the queries' memory of a warpgroup: rows that there are, 8 at
+    least, which are swizzled together."""
     return min(ROWS, max(8, box(choice, heads) * _power(queries))), padded(rank) // 2
 
 

@@ -61,7 +61,7 @@ def load(descs, pages, pages_strides, queries, rings, bars, message, sizes, env,
 
 
 @gluon.jit(do_not_specialize=["B", "H", "T", "S", "SPLITS"])
-def mla_exchange(q_latent, q_rope, latent, rope, pages, pages_strides, out, workspace, tops, lse, cuts, B, H, T, S, SPLITS,
+def mla_exchange(q_latent, q_rope, latent, rope, pages, pages_strides, out, workspace, lse, cuts, B, H, T, S, SPLITS,
                  operands, R: gl.constexpr, BLOCK_N: gl.constexpr, HALF: gl.constexpr, BLOCK_P: gl.constexpr,
                  BLOCK_H: gl.constexpr, IN_PAGES: gl.constexpr, BLOCK_B: gl.constexpr, BLOCK_T: gl.constexpr):
     env = operands
@@ -69,7 +69,7 @@ def mla_exchange(q_latent, q_rope, latent, rope, pages, pages_strides, out, work
     queries, bars, b_p, small, message = common(latent.dtype, BLOCK_N, HALF, BLOCK_P, BLOCK_H, 1)
     sizes = (B, H, T, S, S, SPLITS, SPLITS, SPLITS)
     descs = (latent, rope, q_latent, q_rope)
-    to = (out, workspace, tops, lse, cuts)
+    to = (out, workspace, lse, cuts)
     gl.warp_specialize([
         (even, ((), queries, rings, bars, b_p, small, message, sizes, env, to, R, BLOCK_H)),
         (odd, ((), queries, rings, bars, b_p, small, message, sizes, env, to, R, BLOCK_H)),

@@ -160,7 +160,7 @@ def load(keys, d_rope, d_queries, pages, queries, rings, bars, message, sizes, e
 
 
 @gluon.jit(do_not_specialize=["B", "H", "T", "S", "SPLITS"])
-def packed_exchange(q_latent, q_rope, codes, scales, codes_strides, rope, pages, pages_strides, out, workspace, tops, lse,
+def packed_exchange(q_latent, q_rope, codes, scales, codes_strides, rope, pages, pages_strides, out, workspace, lse,
                     cuts, B, H, T, S, SPLITS, operands, R: gl.constexpr, BLOCK_N: gl.constexpr, HALF: gl.constexpr,
                     BLOCK_P: gl.constexpr, BLOCK_H: gl.constexpr, IN_PAGES: gl.constexpr, BLOCK_B: gl.constexpr,
                     BLOCK_T: gl.constexpr, ROW: gl.constexpr):
@@ -169,7 +169,7 @@ def packed_exchange(q_latent, q_rope, codes, scales, codes_strides, rope, pages,
     queries, bars, b_p, small, message = common(rope.dtype, BLOCK_N, HALF, BLOCK_P, BLOCK_H, 1)
     sizes = (B, H, T, S, S, SPLITS, SPLITS, SPLITS)
     keys = (codes, scales, codes_strides)
-    to = (out, workspace, tops, lse, cuts)
+    to = (out, workspace, lse, cuts)
     gl.warp_specialize([
         (even, ((), queries, rings, bars, b_p, small, message, sizes, env, to, R, BLOCK_H)),
         (odd, ((), queries, rings, bars, b_p, small, message, sizes, env, to, R, BLOCK_H)),

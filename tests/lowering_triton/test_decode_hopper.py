@@ -95,7 +95,8 @@ def test_any_cut(programs, queries, page):
     """Right, the same bits again, and every counter at zero."""
     case = Case(LENGTHS.format(last=queries - 2), ("uneven", "sinks"), batch=5, heads=8, queries=queries, keys=5056,
                 head_dim=128, value_dim=128, dtype=torch.bfloat16, page=page)
-    first = choices(AttentionSpec.parse(case.spec), case)[0]
+    spec, sizes = AttentionSpec.parse(case.spec), (5, 8, queries, 5056, 128, 128, case.dtype, H100)
+    first = choose_paged(spec, *sizes, "plain", page) if page else choices(spec, case)[0]
     case = case.but(choice=dataclasses.replace(first, programs=programs))
     error, formula = errors(case, "cuda")
     assert error <= 2 * formula

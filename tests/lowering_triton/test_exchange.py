@@ -78,17 +78,18 @@ def test_chosen_tokens(interpreted, name, programs, splits):
 @pytest.mark.parametrize("exponent", [-30, 30, 100])
 @pytest.mark.parametrize("programs, splits", [(0, 3), (5, 1)])
 def test_parts_of_any_magnitude(interpreted, programs, splits, exponent):
-    """Parts are float16, what they hold is not."""
+    """Parts have the range of what they are joined to."""
     check(interpreted, HULLS["live length"].but(**SMALL, keys=500, dtype=torch.bfloat16), programs, splits, exponent)
 
 
 def test_the_workspace_has_a_slot_for_each_piece():
     """B=4 of 8k, 128 heads: 66 blocks of each of two boxes cut 4 items in 69 pieces at most; then B=1 in 66 parts."""
+    out = torch.empty(0, dtype=torch.bfloat16)
     for choice, items, pieces in ((Choice("mla_exchange", 64, 64, 4, 2, programs=132), 4, 132 + 6),
                                   (Choice("mla_exchange", 64, 64, 4, 2, 66), 1, 132)):
-        found = workspace(choice, items, 2, 512, torch.device("cpu"))
-        assert found.parts.nbytes == pieces * 64 * 1024 and found.parts.shape[0] == len(found.tops) == len(found.lse)
-    assert workspace(Choice("mla_exchange", 64, 64, 4, 2), 1, 2, 512, torch.device("cpu")) is None
+        found = workspace(choice, items, 2, 512, out)
+        assert found.parts.nbytes == pieces * 64 * 1024 and found.parts.shape[0] == len(found.lse)
+    assert workspace(Choice("mla_exchange", 64, 64, 4, 2), 1, 2, 512, out) is None
 
 
 @pytest.mark.parametrize("programs", [2, 3, 6, 8])

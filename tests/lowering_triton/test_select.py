@@ -30,9 +30,10 @@ def test_few_rows_are_packed_and_split(queries, family):
 
 
 def test_programs_fill_the_machine():
-    assert chosen(queries=1, keys=32768).programs == H100.processors
+    assert chosen(queries=1, keys=32768).programs == 8 * 16                # parts of 8 KV heads; 4 processors have none
     assert chosen(queries=1, keys=128).programs == 8                       # one tile of 128 keys a KV head
-    assert chosen(batch=64, queries=1).programs == H100.processors
+    assert chosen(batch=64, queries=1).programs == 512 // 4                # whole items of 64 x 8
+    assert chosen(batch=15, queries=1).programs == H100.processors         # 120 items would leave 12 idle
     assert decode.parts(8, 32768, 64, 132) * 8 >= 0.85 * H100.processors
     assert decode.parts(8, 200, 64, 132) == decode.parts(512, 32768, 64, 132) == 1
     assert decode.parts(8, 1 << 20, 64, 132) <= decode.MAX_PARTS
