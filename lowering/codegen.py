@@ -64,7 +64,8 @@ _SCANS = {"": (), "threshold": ("sparse/scan.py",), "list": ("sparse/scan.py", "
 _CHOSEN = ("sparse/kept.py", "sparse/chosen.py")
 """The same in a step over pages of which some are chosen."""
 _INWARD = ("sparse/inward.py",)
-"""The same of functions of the Hopper kernel, where tiles are chosen beforehand."""
+_DECIDES = ("sparse/told.py", "sparse/decide.py", "sparse/consumer.py", "sparse/loader.py")
+"""The same of functions of the Hopper kernel: which tiles it meets, and what it does by a threshold of its own."""
 _ACCOUNT = ("kept", "kept_heads", "kept_rows", "kept_columns", "kept_group", "kept_queries")
 _LIST = ("listed", "listed_counts", "listed_capacity")
 _ROW, _POINT = "b, h, i", "b, h, i, j"
@@ -92,16 +93,28 @@ def chosen(spec: AttentionSpec) -> str:
     return "list" if spec.sparsity.selects else "threshold" if spec.sparsity != EXACTLY else ""
 
 
+def decides(spec: AttentionSpec) -> bool:
+    """Whether the kernel itself leaves tiles out, tile by tile."""
+    return spec.sparsity.log2_limit > -math.inf
+
+
+def _inward(spec: AttentionSpec) -> tuple[str, ...]:
+    """What takes the place of functions of the Hopper kernel in one that leaves tiles out."""
+    return (*_INWARD, *(_DECIDES if decides(spec) else ())) if chosen(spec) else ()
+
+
 def _gluon(spec: AttentionSpec, family: str) -> str:
     """The module of a Gluon kernel: its hooks are the same text, in Gluon's names."""
-    inward = _INWARD if family == "hopper" and chosen(spec) else ()
-    files = [_HERE / name for name in (*_GLUON[family], *inward)]
+    files = [_HERE / name for name in (*_GLUON[family], *(_inward(spec) if family == "hopper" else ()))]
     flags = {
         "HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_SINK": spec.sink is not None, "SCALE": _scale(spec),
     }
     wanted = list(hooks(spec))
     if family == "hopper":
         flags |= {"HAS_RESIDUE": spec.residue != sympy.true, "HAS_TILE": spec.tile is not None}
+        if chosen(spec):
+            flags |= {"LISTED": chosen(spec) == "list", "THRESHOLD": decides(spec),
+                      "BUDGET": spec.sparsity.policy == "error_budget"}
     else:
         wanted = [hook for hook in wanted if hook.name not in ("residue", "tile_class")]
     if family.endswith("exchange"):
