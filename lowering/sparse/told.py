@@ -10,7 +10,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from ..hopper.rings import ring
-from ..hopper.tiles import slot
+from ..hopper.tiles import slot, uniform
 
 
 @gluon.jit
@@ -27,7 +27,7 @@ def rings(QUERIES: gl.constexpr, KEY_STAGES: gl.constexpr, STAGES: gl.constexpr,
 @gluon.jit
 def needed_by(flags):
     """Whether one of the four warps of a warpgroup has a row that may need a tile."""
-    return gl.max(flags.load(gl.BlockedLayout([4], [32], [gl.num_warps()], [0])), 0)
+    return uniform(gl.max(flags.load(gl.BlockedLayout([4], [32], [gl.num_warps()], [0])), 0))
 
 
 @gluon.jit

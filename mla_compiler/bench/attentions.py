@@ -18,7 +18,8 @@ PREFILL, DECODE = "prefill", "decode"
 WIDTH = 128
 """Keys of a tile, of which one in `every` matters."""
 COMPILE_S, DENSE = "s to compile", "x ours, dense"
-"""Units: seconds of the first call; speed over ours of the same operands, all of what is causal seen, nothing left out."""
+"""Units: seconds of the first call; speed over ours of the same operands in one piece, all of what is causal seen, none left
+out."""
 
 K = 1024
 
@@ -34,7 +35,8 @@ PACKED = (
 class Attention:
     """One case. window: keys a query sees at most, 0 for all; documents: equal ones packed; live: keys of each sequence.
 
-    sparsity: the policy; one tile of keys in `every` matters.
+    sparsity: the policy; one tile of keys in `every` matters. page: tokens of a page, where keys and values lie in pages, which
+    are the tiles then; 0 for a cache in one piece.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Attention:
     live: tuple[int, ...] = ()
     sparsity: str = ""
     every: int = 1
+    page: int = 0
     bars: tuple[Bar | Limit, ...] = ()
     toy: bool = False
 
@@ -135,7 +138,7 @@ class Attention:
         live = tuple(max(length // 128, 8) for length in self.live[:2])
         return dataclasses.replace(
             self, batch=min(self.batch, 2), queries=queries, keys=max(self.keys // 128, 16), heads=self.sharing * 2, kv_heads=2,
-            window=self.window // 128, live=live, bars=(), toy=True)
+            window=self.window // 128, live=live, page=min(self.page, 16), bars=(), toy=True)
 
 
 def _staircase(first: int, rows: int, reach: int) -> int:

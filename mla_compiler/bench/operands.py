@@ -49,11 +49,11 @@ class Operands:
         q = tensor(case.heads, case.queries, case.head_dim)
         k, v = (tensor(case.kv_heads, case.keys, dim, cache) for dim in (case.head_dim, case.value_dim))
         if case.every > 1:
-            _matter(q, k, case.every)
-        return cls(case, q, k, v, _tables(case, device))
+            matter(q, k, torch.arange(case.keys, device=device) // WIDTH, case.every)
+        return cls(case, q, k, v, tables_of(case, device))
 
     def ours(self, dense: bool = False) -> Callable[[], Tensor]:
-        """Our operator bound to these; `dense`: without the documents."""
+        """Our operator bound to these; `dense`: without the documents and the policy."""
         spec, tables = self.case.spec, list(self.tables)
         if dense:
             spec = dataclasses.replace(self.case, documents=1, sparsity="").spec
@@ -81,20 +81,25 @@ class Operands:
         case, (b, h, i) = self.case, place
         seen = case.visible(b, i[:, None], torch.arange(case.keys, device=i.device)[None])  # [R, S]
         q = self.pick(self.q, place).to(dtype)  # [group, R, D]
-        s = (q @ self.k[b, h].to(dtype).T).to(torch.promote_types(dtype, torch.float32)) * case.scale
+        k, v = self.keys(b, h)
+        s = (q @ k.to(dtype).T).to(torch.promote_types(dtype, torch.float32)) * case.scale
         p = s.masked_fill(~seen, -math.inf).softmax(-1).to(dtype)
-        return (p @ self.v[b, h].to(dtype)).double()
+        return (p @ v.to(dtype)).double()
+
+    def keys(self, b: int, h: int) -> tuple[Tensor, Tensor]:
+        """k [S, D] and v [S, Dv] of one KV head."""
+        return self.k[b, h], self.v[b, h]
 
 
-def _matter(q: Tensor, k: Tensor, every: int) -> None:
-    """Written into the first channel: logits of one tile of WIDTH keys in `every`, the first among them, are 31 higher."""
+def matter(q: Tensor, k: Tensor, tiles: Tensor, every: int) -> None:
+    """Written into the first channel: logits of one tile of keys in `every`, the first among them, are 31 higher. tiles: of
+    each key the number of its tile, as k [..., D] without its channels broadcasts."""
     reach = 16.0
     q[..., 0] = reach
-    tiles = torch.arange(k.shape[2], device=k.device) // WIDTH
-    k[..., 0] = torch.where(tiles % every == 0, 0.5, -0.5) * 31 * k.shape[3]**0.5 / reach
+    k[..., 0] = torch.where(tiles % every == 0, 0.5, -0.5) * 31 * k.shape[-1]**0.5 / reach
 
 
-def _tables(case: Attention, device: str) -> tuple[Tensor, ...]:
+def tables_of(case: Attention, device: str) -> tuple[Tensor, ...]:
     if case.group == DECODE:
         return (torch.tensor([length - case.queries for length in case.lengths], device=device),)
     if case.documents > 1:

@@ -16,6 +16,7 @@ from .attentions import ATTENTIONS, DECODE, PREFILL, Attention
 from .latents import LATENT, LATENTS, Latent
 from .operands import Operands
 from .operands_latent import LatentOperands
+from .operands_paged import PagedOperands
 from .sparse import SPARSE
 
 AnyCase = Attention | Latent
@@ -32,7 +33,7 @@ CACHE_BYTES = 3 * 50 * 2**20
 def operands(case: AnyCase, device: str, dtype: torch.dtype, seed: int = 0) -> AnyOperands:
     if isinstance(case, Latent):
         return LatentOperands.random(case, device, dtype, seed)
-    return Operands.random(case, device, dtype, seed)
+    return (PagedOperands if case.page else Operands).random(case, device, dtype, seed)
 
 
 def copies(case: AnyCase, device: str, dtype: torch.dtype) -> list[Any]:
