@@ -59,11 +59,11 @@ def listed(load: Callable[[Layout], ModuleType], group: int, q: Tensor, bounds: 
     """The list [B, G, N] int64. load: the module of `bounded` for pages of such a layout; given: its operands."""
     batch, heads, queries, head_dim = q.shape
     columns, items = pages.shape[1], batch * (heads // group)
-    scores = q.new_empty(items * columns, dtype=torch.float32)
+    fixed = constants(group, queries, head_dim, columns, upcast)
+    scores = q.new_empty(items * fixed["BLOCK_C"], dtype=torch.float32)
     found = q.new_empty(batch, heads // group, columns, dtype=torch.int64)
     arguments = (q, q.stride(), bounds, pages, pages.stride(), scores, found, counters(q.device, items), heads, queries,
                  columns * page, columns, len(bounds), *given)
-    fixed = constants(group, queries, head_dim, columns, upcast)
     module = load(Layout(page=page, chosen=True))
     launch(module.bounded, (items * -(-columns // CHUNK),), arguments, fixed, WARPS, 1, q.device.index)
     return found
