@@ -72,16 +72,24 @@ def supports_paged(
 
 
 def choose(
-    spec: AttentionSpec, q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    spec: AttentionSpec, q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], dtype: torch.dtype, device: torch.device,
+    pages: tuple[str, int] | None = None,
 ) -> tuple[str, str]:
-    """Kernel family and configuration for q [B, H, T, D], k [B, H/group, S, D], v [B, H/group, S, Dv], in words."""
+    """Kernel family and configuration for q [B, H, T, D], k [B, H/group, S, D], v [B, H/group, S, Dv], in words.
+
+    pages: the format of the pages that k and v lie in, and tokens of one.
+    """
     if device.type != "cuda":
         return "cpu", "hull"
+    from . import select
     from .machine import machine_of
-    from .select import choose as ask
 
-    choice = ask(spec, q[0], q[1], q[2], k[2], q[3], v[3], dtype, machine_of(device))
-    later = ", until timed" if spec.autotune else ""
+    sizes = (*q[:3], k[2], q[3], v[3], dtype, machine_of(device))
+    if pages is None:
+        choice = select.choose(spec, *sizes)
+    else:
+        choice = select.choose_paged(replace(spec, sparsity=EXACTLY), *sizes, *pages, select.chooses(spec, q[2]))
+    later = ", until timed" if spec.autotune and pages is None else ""
     return choice.family, str(choice).removeprefix(f"{choice.family} ") + later
 
 

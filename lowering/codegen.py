@@ -29,7 +29,7 @@ FAMILIES = (
     "prefill", "decode", "mla", "tokens", "promise", "estimate", "lsh", "mass", "hopper", "decode_hopper", "mla_exchange",
     "tokens_exchange", "bounded",
 )
-PAGED = ("prefill", "decode", "bounded")
+PAGED = ("prefill", "decode", "decode_hopper", "bounded")
 LOG2E = math.log2(math.e)
 _JIT_END = "])"
 _HERE = Path(__file__).parent
@@ -63,9 +63,13 @@ _SCANS = {"": (), "threshold": ("sparse/scan.py",), "list": ("sparse/scan.py", "
 """What takes the place of `scan` in a kernel that leaves tiles out."""
 _CHOSEN = ("sparse/kept.py", "sparse/chosen.py")
 """The same in a step over pages of which some are chosen."""
+_IN_PAGES = ("decode/pages.py",)
+"""The same of the Hopper kernel of decode, over pages."""
+_CHOSEN_HOPPER = ("sparse/kept.py", "sparse/chosen_hopper.py")
+"""After them, where pages are chosen."""
 _INWARD = ("sparse/inward.py",)
 _DECIDES = ("sparse/told.py", "sparse/decide.py", "sparse/consumer.py", "sparse/loader.py")
-"""The same of functions of the Hopper kernel: which tiles it meets, and what it does by a threshold of its own."""
+"""The same of the Hopper kernel of prefill: which tiles it meets, and what it does by a threshold of its own."""
 _ACCOUNT = ("kept", "kept_heads", "kept_rows", "kept_columns", "kept_group", "kept_queries")
 _LIST = ("listed", "listed_counts", "listed_capacity")
 _ROW, _POINT = "b, h, i", "b, h, i, j"
@@ -78,7 +82,7 @@ def source(spec: AttentionSpec, family: str, layout: Layout | None = None) -> st
     `layout`: keys and values lie in such pages; only the families of `PAGED` know them.
     """
     if family in _GLUON:
-        return _gluon(spec, family)
+        return _gluon(spec, family, layout)
     assert layout is None or family in PAGED
     counts = ("sparse/counted.py",) if spec.site and chosen(spec) else ()
     listed = _CHOSEN if layout is not None and layout.chosen and family == "decode" else ()
@@ -103,13 +107,15 @@ def _inward(spec: AttentionSpec) -> tuple[str, ...]:
     return (*_INWARD, *(_DECIDES if decides(spec) else ())) if chosen(spec) else ()
 
 
-def _gluon(spec: AttentionSpec, family: str) -> str:
+def _gluon(spec: AttentionSpec, family: str, layout: Layout | None) -> str:
     """The module of a Gluon kernel: its hooks are the same text, in Gluon's names."""
-    files = [_HERE / name for name in (*_GLUON[family], *(_inward(spec) if family == "hopper" else ()))]
+    inward = _inward(spec) if family == "hopper" else ()
+    pages = () if layout is None else (*_IN_PAGES, *(_CHOSEN_HOPPER if layout.chosen else ()))
+    files = [_HERE / name for name in (*_GLUON[family], *inward, *pages)]
     flags = {
         "HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_SINK": spec.sink is not None, "SCALE": _scale(spec),
     }
-    wanted = list(hooks(spec))
+    wanted = [*hooks(spec), *([_PART] if layout is not None and layout.chosen else [])]
     if family == "hopper":
         flags |= {"HAS_RESIDUE": spec.residue != sympy.true, "HAS_TILE": spec.tile is not None}
         if chosen(spec):
@@ -119,6 +125,8 @@ def _gluon(spec: AttentionSpec, family: str) -> str:
         wanted = [hook for hook in wanted if hook.name not in ("residue", "tile_class")]
     if family.endswith("exchange"):
         flags["CHOSEN"] = family.startswith("tokens")
+    if layout is not None:
+        flags["PAGE"] = layout.page
     constants = [f"{name} = gl.constexpr({value})" for name, value in flags.items()]
     constants += [text for path in files for name, text in _assignments(path).items() if name not in flags]
     return _module(spec, family, files, "\n".join([_imports(*files), "", *constants]), wanted, _in_gluon)

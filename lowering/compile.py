@@ -34,7 +34,8 @@ _DTYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp3
 _ALIGNED = [["tt.divisibility", 16]]
 _HELD, _HELD_ONES = {"*i32": 11, "*i64": 12}, (3, 7, 9)
 """How many numbers `held.Held` gives as strides, and `paging.Listed`; which are 1 where memory is contiguous."""
-_STRIDES = {"latent_strides": 3, "rope_strides": 3, "chosen_strides": 3, "pages_strides": 2, "scales_strides": 3}
+_STRIDES = {"latent_strides": 3, "rope_strides": 3, "chosen_strides": 3, "table_strides": 3, "pages_strides": 2,
+            "scales_strides": 3}
 """How many, where not 4."""
 
 
@@ -119,7 +120,7 @@ def compile_kernel(
         built = _build_hopper(function, spec.group, choice, head_dim, value_dim, dtype, arch, spec.sparsity.selects)
         return record(built, choice.family, arch, str(spec), str(choice), source)
     if choice.family == "decode_hopper":
-        built = _build_decode_hopper(function, spec.group, choice, head_dim, value_dim, dtype, arch)
+        built = _build_decode_hopper(function, spec.group, choice, head_dim, value_dim, dtype, arch, layout)
         return record(built, choice.family, arch, str(spec), str(choice), source)
     constants = {**gpu.blocks(spec, choice, head_dim, value_dim), **decode.constants(choice)}
     types: dict[str, Any] = dict.fromkeys(("q", "k", "v", "out"), _DTYPES[dtype])
@@ -213,14 +214,17 @@ def _build_hopper(
 
 
 def _build_decode_hopper(
-    function: Any, group: int, choice: Choice, head_dim: int, value_dim: int, dtype: torch.dtype, arch: str
+    function: Any, group: int, choice: Choice, head_dim: int, value_dim: int, dtype: torch.dtype, arch: str,
+    layout: Layout | None,
 ) -> Any:
-    """The Gluon kernel for few queries: K and V come as TMA descriptors."""
+    """The Gluon kernel for few queries: K and V come as TMA descriptors, of pages if there is a layout."""
     kind = _DTYPES[dtype].removeprefix("*")
     tiles = decode.tiles(choice, head_dim, value_dim)
     types = {name: tma.tile_type(kind, [1, 1, *tile], dtype) for name, tile in tiles.items()}
     types |= {"q": _DTYPES[dtype], "out": _DTYPES[dtype], "workspace": "*fp32", "counters": "*i32"}
+    types["table"] = "*i64" if layout is not None and layout.chosen else "*i32"
     constants = decode.hopper_constants(group, choice, head_dim, value_dim)
+    constants |= {"table": None, "table_strides": None} if layout is None else {}
     return build(function, types, constants, arch, choice.warps, choice.stages, decode.registers(choice))
 
 

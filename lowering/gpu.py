@@ -31,7 +31,7 @@ from .hopper import launch as hopper
 from .launch import launch as start
 from .machine import machine_of
 from .prefill import config as prefill
-from .select import DTYPES, candidates, choose, choose_paged, chooses
+from .select import DTYPES, candidates, choose, choose_paged, choose_paged_plain, chooses
 from .sparse import listing, paging
 from .sparse.config import of_few_queries
 from .sparse.paging import Listed
@@ -65,7 +65,7 @@ def attend_paged(
         return out.zero_()
     shape = *q.shape[:3], keys.shape[2], q.shape[3], values.shape[3]
     given, chosen = operands(plain, tables, sizes, scalars), bounds is not None and chooses(meaning, q.shape[2])
-    choice = choose_paged(plain, *shape, q.dtype, machine_of(q.device), format, keys.store.shape[2] if chosen else 0)
+    choice = choose_paged(plain, *shape, q.dtype, machine_of(q.device), format, keys.store.shape[2], chosen)
     if chosen:
         assert bounds is not None
         if not choice.programs:
@@ -158,14 +158,22 @@ def _hopper(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor
 
 
 def _decode_hopper(
-    spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor
+    spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor | Held, v: Tensor | Held, given: list[Any], out: Tensor
 ) -> None:
     """By TMA, or by the plain kernel where TMA cannot address K or V."""
-    if not (tma.describable(k, v) and tma.unit_stride(q) and tma.unit_stride(out)):
-        shape = Shape(q.shape[0], k.shape[1], q.shape[2], k.shape[2], q.shape[3], v.shape[3], q.itemsize)
-        plain = decode_config.configure(spec, shape, False, machine_of(q.device))
-        return _decode(spec, plain, q, k, v, given, out)
-    return decode.launch_hopper(kernel(spec, "decode_hopper"), spec.group, choice, q, k, v, given, out)
+    if not (tma.describable(*map(held.store_of, (k, v))) and tma.unit_stride(q) and tma.unit_stride(out)):
+        return _decode(spec, _plain_decode(spec, q, k, v), q, k, v, given, out)
+    return decode.launch_hopper(kernel(spec, "decode_hopper", layout_of(k)), spec.group, choice, q, k, v, given, out)
+
+
+def _plain_decode(spec: AttentionSpec, q: Tensor, k: Tensor | Held, v: Tensor | Held) -> Choice:
+    """The configuration of the kernel that takes any strides."""
+    batch, heads, queries, head_dim = q.shape
+    keys, value_dim, machine = k.shape[2], v.shape[3], machine_of(q.device)
+    if isinstance(k, Held):
+        return choose_paged_plain(spec, batch, heads, queries, keys, head_dim, value_dim, q.dtype, machine, k.format)
+    shape = Shape(batch, k.shape[1], queries, keys, head_dim, value_dim, q.itemsize)
+    return decode_config.configure(spec, shape, False, machine)
 
 
 def _decode(

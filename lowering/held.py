@@ -49,6 +49,10 @@ class Held:
         e4m3 = self.format == "fp8" and machine.backend == "cuda" and machine.capability >= (8, 9) and self.store.is_cuda
         return Layout(self.format, self.store.shape[2], self.shape[3] // groups if groups > 1 else 0, e4m3)
 
+    def table(self) -> tuple[Tensor, tuple[int, ...]]:
+        """Which pages, as the Hopper kernel takes it, and the strides of sequences, heads and entries."""
+        return self.pages, (self.pages.stride(0), 0, self.pages.stride(1))
+
     def arguments(self) -> tuple[Any, tuple[int, ...]]:
         """As `pages.py` takes it."""
         scales, strides = (self.store, (0, 0, 0, 0)) if self.scales is None else (self.scales, self.scales.stride())
@@ -58,6 +62,11 @@ class Held:
 def arguments(x: Tensor | Held) -> tuple[Any, tuple[int, ...]]:
     """A kernel's argument for keys or values, and the one for their strides."""
     return x.arguments() if isinstance(x, Held) else (x, x.stride())
+
+
+def store_of(x: Tensor | Held) -> Tensor:
+    """The memory it lies in."""
+    return x.store if isinstance(x, Held) else x
 
 
 def layout_of(x: Tensor | Held) -> Layout | None:

@@ -78,8 +78,22 @@ def chooses(spec: AttentionSpec, queries: int) -> bool:
 
 @lru_cache(maxsize=4096)
 def choose_paged(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: int, head_dim: int, value_dim: int,
-                 dtype: torch.dtype, machine: Machine, format: str = "plain", page: int = 0) -> Choice:
-    """The same for keys and values in pages, which the plain kernels read.
+                 dtype: torch.dtype, machine: Machine, format: str, page: int, chosen: bool = False) -> Choice:
+    """The same for keys and values in pages of `page` tokens, in `format`; `chosen`: in a list of pages."""
+    shape = decode.Shape(batch, heads // spec.group, queries, keys, head_dim, value_dim, dtype.itemsize)
+    few = not many_rows(spec, queries) and format == "plain"
+    if few and decode_hopper.serves(spec, shape, dtype, machine):
+        boxes = decode_hopper.candidates(spec, shape, machine, page)
+        if boxes:
+            return decode_model.ordered(spec.group, shape, boxes, machine)[0]
+    of = page if chosen else 0
+    return choose_paged_plain(spec, batch, heads, queries, keys, head_dim, value_dim, dtype, machine, format, of)
+
+
+@lru_cache(maxsize=4096)
+def choose_paged_plain(spec: AttentionSpec, batch: int, heads: int, queries: int, keys: int, head_dim: int, value_dim: int,
+                       dtype: torch.dtype, machine: Machine, format: str, page: int = 0) -> Choice:
+    """Of the plain kernels.
 
     Quantised tiles are unpacked in registers: small ones, by 8 warps. `page`: of chosen pages, in one of which a tile lies;
     else Triton shares the stages out between the loads of `pages` and those of the rows that they lead to: as many for each

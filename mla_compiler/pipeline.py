@@ -55,8 +55,8 @@ class Lowering(Protocol):
         """The same of attention whose keys and values lie in pages of `page` tokens."""
 
     def choose(self, spec: AttentionSpec, q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], dtype: torch.dtype,
-               device: torch.device) -> tuple[str, str]:
-        """Kernel family and configuration, as text."""
+               device: torch.device, pages: tuple[str, int] | None = None) -> tuple[str, str]:
+        """Kernel family and configuration, as text; `pages`: of what format and size k and v lie in."""
 
     def choose_latent(
         self, spec: AttentionSpec, q_latent: tuple[int, ...], rope: tuple[int, ...], tokens: int | None, dtype: torch.dtype,

@@ -60,13 +60,14 @@ def _attended(site: Progress, run: Run) -> tuple[Costs, str, str]:
     assert site.attend is not None and site.spec is not None and site.found is not None
     spec, dtype = site.spec, _value(site).dtype
     q, k, v = (tuple(map(hint, node.meta["val"].shape)) for node in site.attend.args[:3])
-    kv_bytes = (q[3] + v[3]) * dtype.itemsize
+    kv_bytes, held = (q[3] + v[3]) * dtype.itemsize, None
     in_pages = site.attend.target is torch.ops.flashmla.attend_paged.default
     if in_pages:
         pages, stored = site.attend.args[5].meta["val"], FORMATS[site.attend.args[6]]
+        held = stored.name, k[2]
         k, v = ((q[0], x[1], hint(pages.shape[1]) * x[2], x[3] * stored.packed) for x in (k, v))
         kv_bytes = stored.row_bytes(k[3], dtype, keys=True) + stored.row_bytes(v[3], dtype, keys=False)
-    kernel, config = run.lowering.choose(spec, q, k, v, dtype, _value(site).device)
+    kernel, config = run.lowering.choose(spec, q, k, v, dtype, _value(site).device, held)
     costs = estimate(
         spec, B=q[0], H=q[1], Hkv=k[1], T=q[2], S=k[2], D=q[3], Dv=v[3], itemsize=dtype.itemsize,
         mask_bytes=_bytes(site.found.mask_node), repeated=spec.group > 1, score_passes=6 if site.found.handwritten else 0,

@@ -41,9 +41,15 @@ def clean(b_v, j0, begin, end):
 
 
 @gluon.jit
+def first_key(rings, at, j0):
+    """The position of the first key of the tile in slot `at`: the one it has in the line of its item."""
+    return j0
+
+
+@gluon.jit
 def attend_tiles(b_q, rings, bars, use, first, count, at, lo, hi, span, env, STAGES: gl.constexpr, BLOCK_N: gl.constexpr):
     """acc [64, BLOCK_DV], m, l [64] of `count` key tiles from `first` on; span = (begin, end), the keys that any row sees."""
-    b_k, b_v = rings
+    b_k, b_v = rings[0], rings[1]
     k_bars, v_bars = bars
     DV: gl.constexpr = b_v.shape[4]
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
@@ -56,8 +62,8 @@ def attend_tiles(b_q, rings, bars, use, first, count, at, lo, hi, span, env, STA
     beyond = uniform(least(hi))
     for t in range(count):
         slot_at, phase = slot(use + t, STAGES)
-        j0 = first + t * BLOCK_N
         mbarrier.wait(k_bars[0].index(slot_at), phase)
+        j0 = first_key(rings, slot_at, first + t * BLOCK_N)
         zero = gl.zeros([64, BLOCK_N], gl.float32, s_layout)
         s = warpgroup_mma(b_q, flat(b_k, slot_at).permute([1, 0]), zero, use_acc=False, is_async=True)
         s = warpgroup_mma_wait(0, [s])

@@ -5,7 +5,7 @@ another, and never waits for an item to end; WARPGROUPS of four warps, 64 rows e
 are hidden behind the tiles that are already on their way.
 Shapes, items: as `kernel.py`, always BALANCED, parts as `balance.py`; q and out have unit strides in their last dim; k and v
 are descriptors of [B, H/GROUP, S, .] in tiles of BLOCK_N keys. What TMA reads past the live keys has weight 0, and is set to
-0 in v.
+0 in v. table, table_strides: None; where k and v lie in pages, as `pages.py` has them.
 counters: of each item and warpgroup the parts that have arrived; all 0 between launches.
 Traffic and FLOPs: as `kernel.py`; products are of 64 rows, however few there are.
 
@@ -43,6 +43,12 @@ def corners(N_B: gl.constexpr, N_T: gl.constexpr):
 
 
 @gluon.jit
+def places(k, v, STAGES: gl.constexpr):
+    """Rings of tiles of K and of V."""
+    return space(k, STAGES), space(v, STAGES)
+
+
+@gluon.jit
 def load_tile(desc, buf, bars, use, b, head, row, STAGES: gl.constexpr):
     """Keys row .. row + N of one head into a slot of a ring [STAGES, 1, 1, N, D], once what it held was read."""
     at, phase = slot(use, STAGES)
@@ -53,9 +59,9 @@ def load_tile(desc, buf, bars, use, b, head, row, STAGES: gl.constexpr):
 
 
 @gluon.jit
-def load(k, v, rings, bars, sizes, env, GROUP: gl.constexpr, STAGES: gl.constexpr, BLOCK_M: gl.constexpr,
+def load(k, v, table, rings, bars, sizes, env, GROUP: gl.constexpr, STAGES: gl.constexpr, BLOCK_M: gl.constexpr,
          BLOCK_N: gl.constexpr, BLOCK_B: gl.constexpr, BLOCK_T: gl.constexpr):
-    """The producer: the key tiles of its part, K and V in turn."""
+    """The producer: the key tiles of its part, K and V in turn. table: of pages (`pages.py`)."""
     B, H, T, S, FEW = sizes
     tiles = row_tiles(T, GROUP, BLOCK_M, BLOCK_T)
     items = tiles * (H // GROUP)
@@ -87,7 +93,7 @@ def load(k, v, rings, bars, sizes, env, GROUP: gl.constexpr, STAGES: gl.constexp
 
 
 @gluon.jit(do_not_specialize=["B", "H", "T", "S", "FEW"])
-def decode_hopper(q, q_strides, k, v, out, out_strides, workspace, counters, B, H, T, S, FEW,
+def decode_hopper(q, q_strides, k, v, table, table_strides, out, out_strides, workspace, counters, B, H, T, S, FEW,
                   operands, D: gl.constexpr, DV: gl.constexpr, GROUP: gl.constexpr, BLOCK_M: gl.constexpr,
                   BLOCK_N: gl.constexpr, STAGES: gl.constexpr, BLOCK_B: gl.constexpr, BLOCK_T: gl.constexpr,
                   BLOCK_R: gl.constexpr, ROWS: gl.constexpr):
@@ -95,7 +101,7 @@ def decode_hopper(q, q_strides, k, v, out, out_strides, workspace, counters, B, 
     WARPGROUPS: gl.constexpr = BLOCK_M // 64
     layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([64, k.block_type.shape[3]], k.dtype)
     b_q = gl.allocate_shared_memory(k.dtype, [WARPGROUPS, 64, k.block_type.shape[3]], layout)
-    rings = (space(k, STAGES), space(v, STAGES))
+    rings = places(k, v, STAGES)
     bars = (ring(STAGES, WARPGROUPS), ring(STAGES, WARPGROUPS))
     fence_async_shared()
     sizes = (B, H, T, S, FEW)
@@ -104,7 +110,8 @@ def decode_hopper(q, q_strides, k, v, out, out_strides, workspace, counters, B, 
         gl.warp_specialize([
             (consume, (0, tensors, b_q, rings, bars, sizes, env, D, DV, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_B,
                        BLOCK_T, BLOCK_R, ROWS)),
-            (load, (k, v, rings, bars, sizes, env, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_B, BLOCK_T)),
+            (load, (k, v, (table, table_strides), rings, bars, sizes, env, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_B,
+                    BLOCK_T)),
         ], [1], [120])
     else:
         gl.warp_specialize([
@@ -112,5 +119,6 @@ def decode_hopper(q, q_strides, k, v, out, out_strides, workspace, counters, B, 
                        BLOCK_T, BLOCK_R, ROWS)),
             (consume, (1, tensors, b_q, rings, bars, sizes, env, D, DV, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_B,
                        BLOCK_T, BLOCK_R, ROWS)),
-            (load, (k, v, rings, bars, sizes, env, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_B, BLOCK_T)),
+            (load, (k, v, (table, table_strides), rings, bars, sizes, env, GROUP, STAGES, BLOCK_M, BLOCK_N, BLOCK_B,
+                    BLOCK_T)),
         ], [4, 1], [208, 88])

@@ -29,14 +29,14 @@ def serves(spec: AttentionSpec, shape: Shape, dtype: torch.dtype, machine: Machi
     )
 
 
-def candidates(spec: AttentionSpec, shape: Shape, machine: Machine) -> list[Choice]:
-    """Those that fit, the preferred first."""
+def candidates(spec: AttentionSpec, shape: Shape, machine: Machine, page: int = 0) -> list[Choice]:
+    """Those that fit, the preferred first. page: tokens of a page, in one of which a tile lies; 0 without pages."""
     rows, d, dv = spec.group * shape.queries, padded(shape.head_dim), padded(shape.value_dim)
     block_m = 64 if rows <= 64 else 128
     room = machine.shared_memory - 2048 - 2 * block_m * d
     tiles = [(keys_of(block_n, d + dv), stages) for block_n, stages in TILES]
     return [_choice(spec, shape, block_m, *tile, machine) for tile in dict.fromkeys(tiles)
-            if 2 * tile[0] * tile[1] * (d + dv) <= room]
+            if 2 * tile[0] * tile[1] * (d + dv) <= room and page % tile[0] == 0]
 
 
 def keys_of(block_n: int, width: int) -> int:

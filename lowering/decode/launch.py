@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..choice import Choice, padded
 from ..counters import counters
-from ..held import Held
+from ..held import Held, store_of
 from ..held import arguments as arguments_of
 from ..launch import launch as start
 from ..tma import REGISTERS, describe
@@ -57,16 +57,18 @@ def registers(choice: Choice) -> int:
     return 240 if choice.block_m == 64 else REGISTERS
 
 
-def launch_hopper(module: ModuleType, group: int, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any],
-                  out: Tensor) -> None:
-    """As `launch`, on Hopper: k and v are what TMA can address, q and out have unit strides in their last dim."""
+def launch_hopper(module: ModuleType, group: int, choice: Choice, q: Tensor, k: Tensor | Held, v: Tensor | Held,
+                  given: list[Any], out: Tensor) -> None:
+    """As `launch`, on Hopper: k and v lie in what TMA can address, q and out have unit strides in their last dim."""
     batch, heads, queries, head_dim = q.shape
     items = -(-group * queries // choice.block_m) * batch * (heads // group)
     warpgroups = choice.block_m // 64
     slots = 2 * choice.programs * warpgroups
     workspace = q.new_empty(slots * rows_kept(group, choice) * (v.shape[3] + 1), dtype=torch.float32)
     k_tile, v_tile = tiles(choice, head_dim, v.shape[3]).values()
-    arguments = (q, q.stride(), describe(k, *k_tile), describe(v, *v_tile), out, out.stride(), workspace,
+    table = k.table() if isinstance(k, Held) else (None, None)
+    boxes = describe(store_of(k), *k_tile), describe(store_of(v), *v_tile)
+    arguments = (q, q.stride(), *boxes, *table, out, out.stride(), workspace,
                  counters(q.device, items * warpgroups), batch, heads, queries, k.shape[2], choice.programs // items, *given)
     start(module.decode_hopper, (choice.programs,), arguments, hopper_constants(group, choice, head_dim, v.shape[3]),
           choice.warps, choice.stages, q.device.index, maxnreg=registers(choice))

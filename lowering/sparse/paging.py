@@ -37,6 +37,9 @@ class Listed(Held):
     def layout(self) -> Layout:
         return replace(super().layout, chosen=True)
 
+    def table(self) -> tuple[Tensor, tuple[int, ...]]:
+        return self.listed, self.listed.stride()
+
     def arguments(self) -> tuple[Any, tuple[int, ...]]:
         """As `chosen.py` takes it."""
         (store, scales, _), strides = super().arguments()

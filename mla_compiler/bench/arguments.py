@@ -9,7 +9,7 @@ from pathlib import Path
 from .cases import COLUMNS
 
 KERNEL_COLUMNS = ("sdpa", "sdpa-fa2", "sdpa-cudnn", "flex", "fa3", "flashinfer", "deepseek")
-GROUPS = ("prefill", "decode", "latent", "sparse", "model")
+GROUPS = ("prefill", "decode", "latent", "sparse", "pool", "model")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

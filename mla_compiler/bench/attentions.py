@@ -12,14 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..pool.formats import FORMATS
 from .bars import BEST, BEST_SDPA, Bar, Limit
 
-PREFILL, DECODE = "prefill", "decode"
+PREFILL, DECODE, POOL = "prefill", "decode", "pool"
 WIDTH = 128
 """Keys of a tile, of which one in `every` matters."""
 COMPILE_S, DENSE = "s to compile", "x ours, dense"
-"""Units: seconds of the first call; speed over ours of the same operands in one piece, all of what is causal seen, none left
-out."""
+"""Units: seconds of the first call; speed over ours of the same operands, all of what is causal seen, nothing left out, keys
+and values in one piece."""
 
 K = 1024
 
@@ -35,8 +36,7 @@ PACKED = (
 class Attention:
     """One case. window: keys a query sees at most, 0 for all; documents: equal ones packed; live: keys of each sequence.
 
-    sparsity: the policy; one tile of keys in `every` matters. page: tokens of a page, where keys and values lie in pages, which
-    are the tiles then; 0 for a cache in one piece.
+    sparsity: the policy; one tile of keys in `every` matters. format: of the pages, where keys and values lie in some.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Attention:
     live: tuple[int, ...] = ()
     sparsity: str = ""
     every: int = 1
-    page: int = 0
+    format: str = ""
     bars: tuple[Bar | Limit, ...] = ()
     toy: bool = False
 
@@ -82,16 +82,21 @@ class Attention:
 
     @property
     def dense(self) -> bool:
-        """Whether ours is timed without what makes the case sparse, too."""
-        return self.documents > 1 or bool(self.sparsity)
+        """Whether ours is timed without what makes the case sparse, or its keys lie in pages, too."""
+        return self.documents > 1 or bool(self.sparsity or self.format)
+
+    @property
+    def decode(self) -> bool:
+        """Whether it is a step over a cache."""
+        return self.group in (DECODE, POOL)
 
     @property
     def unit(self) -> str:
-        return "TB/s" if self.group == DECODE else "TFLOP/s"
+        return "TB/s" if self.decode else "TFLOP/s"
 
     def work(self, dtype: torch.dtype) -> int:
         """Bytes or flops, as the unit has it."""
-        return self.live_bytes(dtype) if self.group == DECODE else self.flops
+        return self.live_bytes(dtype) if self.decode else self.flops
 
     @property
     def spec(self) -> str:
@@ -126,7 +131,9 @@ class Attention:
 
     def live_bytes(self, dtype: torch.dtype) -> int:
         """Of the live keys and values."""
-        return sum(self.lengths) * self.kv_heads * (self.head_dim + self.value_dim) * dtype.itemsize
+        stored = FORMATS[self.format or "plain"]
+        row = stored.row_bytes(self.head_dim, dtype, keys=True) + stored.row_bytes(self.value_dim, dtype, keys=False)
+        return sum(self.lengths) * self.kv_heads * row
 
     def read_bytes(self, dtype: torch.dtype) -> int:
         """Of queries, live keys and values."""
@@ -134,11 +141,11 @@ class Attention:
 
     def shrunk(self) -> Attention:
         """The same case, 128 times shorter, with no bar."""
-        queries = self.queries if self.group == DECODE else max(self.queries // 128, 16)
+        queries = self.queries if self.decode else max(self.queries // 128, 16)
         live = tuple(max(length // 128, 8) for length in self.live[:2])
         return dataclasses.replace(
             self, batch=min(self.batch, 2), queries=queries, keys=max(self.keys // 128, 16), heads=self.sharing * 2, kv_heads=2,
-            window=self.window // 128, live=live, page=min(self.page, 16), bars=(), toy=True)
+            window=self.window // 128, live=live, bars=(), toy=True)
 
 
 def _staircase(first: int, rows: int, reach: int) -> int:

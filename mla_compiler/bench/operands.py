@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ..lowering.bounds import bounds
-from .attentions import DECODE, WIDTH, Attention
+from .attentions import WIDTH, Attention
+from .pool import PAGE, Stored, stored
 
 Place = tuple[int, int, Tensor]
 """Rows of the answer: sequence, KV head, queries."""
@@ -35,6 +36,7 @@ class Operands:
     k: Tensor
     v: Tensor
     tables: tuple[Tensor, ...]
+    stored: Stored | None = None
 
     @classmethod
     def random(cls, case: Attention, device: str, dtype: torch.dtype, seed: int = 0) -> Operands:
@@ -45,16 +47,23 @@ class Operands:
             made = torch.randn(shape, device=device, dtype=dtype)
             return made if cache else made.transpose(1, 2)
 
-        cache = case.group == DECODE
+        cache = case.decode
         q = tensor(case.heads, case.queries, case.head_dim)
         k, v = (tensor(case.kv_heads, case.keys, dim, cache) for dim in (case.head_dim, case.value_dim))
         if case.every > 1:
-            matter(q, k, torch.arange(case.keys, device=device) // WIDTH, case.every)
-        return cls(case, q, k, v, tables_of(case, device))
+            _matter(q, k, case.every, PAGE if case.format else WIDTH)
+        held = None
+        if case.format:
+            held, k, v = stored(k, v, case.format)
+        return cls(case, q, k, v, _tables(case, device), held)
 
     def ours(self, dense: bool = False) -> Callable[[], Tensor]:
-        """Our operator bound to these; `dense`: without the documents and the policy."""
-        spec, tables = self.case.spec, list(self.tables)
+        """Our operator bound to these; `dense`: without the documents and the policy, not in pages."""
+        spec, tables, pages = self.case.spec, list(self.tables), self.stored
+        if pages is not None and not dense:
+            held = pages.k, pages.v, pages.k_scales, pages.v_scales, pages.table, self.case.format
+            bounds = pages.bounds() if self.case.sparsity else None
+            return functools.partial(torch.ops.flashmla.attend_paged, self.q, *held, tables, [], [], spec, bounds)
         if dense:
             spec = dataclasses.replace(self.case, documents=1, sparsity="").spec
             tables = [] if self.case.documents > 1 else tables
@@ -81,26 +90,21 @@ class Operands:
         case, (b, h, i) = self.case, place
         seen = case.visible(b, i[:, None], torch.arange(case.keys, device=i.device)[None])  # [R, S]
         q = self.pick(self.q, place).to(dtype)  # [group, R, D]
-        k, v = self.keys(b, h)
-        s = (q @ k.to(dtype).T).to(torch.promote_types(dtype, torch.float32)) * case.scale
+        s = (q @ self.k[b, h].to(dtype).T).to(torch.promote_types(dtype, torch.float32)) * case.scale
         p = s.masked_fill(~seen, -math.inf).softmax(-1).to(dtype)
-        return (p @ v.to(dtype)).double()
-
-    def keys(self, b: int, h: int) -> tuple[Tensor, Tensor]:
-        """k [S, D] and v [S, Dv] of one KV head."""
-        return self.k[b, h], self.v[b, h]
+        return (p @ self.v[b, h].to(dtype)).double()
 
 
-def matter(q: Tensor, k: Tensor, tiles: Tensor, every: int) -> None:
-    """Written into the first channel: logits of one tile of keys in `every`, the first among them, are 31 higher. tiles: of
-    each key the number of its tile, as k [..., D] without its channels broadcasts."""
+def _matter(q: Tensor, k: Tensor, every: int, width: int) -> None:
+    """Written into the first channel: logits of one tile of `width` keys in `every`, the first among them, are 31 higher."""
     reach = 16.0
     q[..., 0] = reach
-    k[..., 0] = torch.where(tiles % every == 0, 0.5, -0.5) * 31 * k.shape[-1]**0.5 / reach
+    tiles = torch.arange(k.shape[2], device=k.device) // width
+    k[..., 0] = torch.where(tiles % every == 0, 0.5, -0.5) * 31 * k.shape[3]**0.5 / reach
 
 
-def tables_of(case: Attention, device: str) -> tuple[Tensor, ...]:
-    if case.group == DECODE:
+def _tables(case: Attention, device: str) -> tuple[Tensor, ...]:
+    if case.decode:
         return (torch.tensor([length - case.queries for length in case.lengths], device=device),)
     if case.documents > 1:
         ids = (torch.arange(case.keys, device=device) // case.document)[None]

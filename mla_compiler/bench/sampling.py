@@ -12,18 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attentions import ATTENTIONS, DECODE, PREFILL, Attention
+from .attentions import ATTENTIONS, DECODE, POOL, PREFILL, Attention
 from .latents import LATENT, LATENTS, Latent
 from .operands import Operands
 from .operands_latent import LatentOperands
-from .operands_paged import PagedOperands
+from .pool import PAGED
 from .sparse import SPARSE
 
 AnyCase = Attention | Latent
 AnyOperands = Operands | LatentOperands
 CASES: dict[str, tuple[AnyCase, ...]] = {
     **{group: tuple(case for case in ATTENTIONS if case.group == group) for group in (PREFILL, DECODE)}, LATENT: LATENTS,
-    "sparse": SPARSE,
+    "sparse": SPARSE, POOL: PAGED,
 }
 """The kernels' cases, by group."""
 CACHE_BYTES = 3 * 50 * 2**20
@@ -33,7 +33,7 @@ CACHE_BYTES = 3 * 50 * 2**20
 def operands(case: AnyCase, device: str, dtype: torch.dtype, seed: int = 0) -> AnyOperands:
     if isinstance(case, Latent):
         return LatentOperands.random(case, device, dtype, seed)
-    return (PagedOperands if case.page else Operands).random(case, device, dtype, seed)
+    return Operands.random(case, device, dtype, seed)
 
 
 def copies(case: AnyCase, device: str, dtype: torch.dtype) -> list[Any]:

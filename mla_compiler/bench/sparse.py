@@ -25,7 +25,7 @@ def _decode(batch: int, policy: str, every: int) -> Attention:
 def _paged(batch: int, policy: str, every: int, *bars: Bar | Limit) -> Attention:
     """Over a pool: pages of 64 tokens in random order, which are the tiles."""
     name = f"sparse decode B={batch} 128k in pages, {policy}, 1 of {every} pages"
-    return Attention(name, DECODE, batch, 1, 128 * K, sparsity=policy, every=every, page=64, bars=bars)
+    return Attention(name, DECODE, batch, 1, 128 * K, sparsity=policy, every=every, format="plain", bars=bars)
 
 
 SPARSE = (

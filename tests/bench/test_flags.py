@@ -36,7 +36,7 @@ def test_all_groups_run_in_their_order(monkeypatch, capsys):
     monkeypatch.setattr(run, "_kernels", lambda group, session: ran.append(group))
     monkeypatch.setattr(models, "run", lambda session: ran.append("model"))
     assert bench.main(["--tiny", "--device", "cpu"]) == 0
-    assert ran == ["prefill", "decode", "latent", "sparse", "model"]
+    assert ran == ["prefill", "decode", "latent", "sparse", "pool", "model"]
     ran.clear()
     assert bench.main(["--device", "cpu"]) == 0
     assert ran == ["model"] and "kernels are measured on a GPU" in capsys.readouterr().out

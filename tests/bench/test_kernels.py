@@ -19,6 +19,7 @@ from mla_compiler.bench.kernels import run_kernels
 from mla_compiler.bench.measure import per_call
 from mla_compiler.bench.operands import Operands
 from mla_compiler.bench.peers import PEERS, Peer, Unfit
+from mla_compiler.bench.pool import PAGED
 from mla_compiler.bench.roofline import Roofline
 from mla_compiler.bench.sparse import SPARSE
 from mla_compiler.ir import AttentionSpec
@@ -54,6 +55,13 @@ def test_no_right_answer_of_ours_is_a_failure():
     row = decode_row(Reading(note="wrong: 7 x the formula's error", error=7), sdpa=Reading(9))
     assert list(failures([row])) == ["decode: flashmla: wrong: 7 x the formula's error"]
     assert all(ok is None for _, _, ok in row.bars())
+
+
+@pytest.mark.parametrize("format", ["plain", "fp8", "int8", "int4"])
+def test_steps_over_pages_are_right_and_compared_with_keys_in_one_piece(format):
+    case = next(case for case in PAGED if case.format == format).shrunk()
+    row = run_kernels(dataclasses.replace(case, queries=2, keys=200, batch=2), [], SETTINGS, print)
+    assert 0 < row.ours.error <= 2 and row.figure("x ours, dense") == pytest.approx(row.dense_us / row.ours.us)
 
 
 def test_documents_are_compared_with_our_dense_causal():
@@ -205,7 +213,7 @@ def test_what_leaves_tiles_out_is_right_and_compared_with_dense(case):
         pytest.skip("no kernel here")
     row = run_kernels(case, [], SETTINGS, lambda text: None)
     assert row.ours.error <= 2 and row.dense_us > 0 and row.figure(DENSE) == pytest.approx(row.dense_us / row.ours.us)
-    if case.page or case.sparsity == "exact":
+    if case.format or case.sparsity == "exact":
         return  # pages keep no account, and nothing is left out
     given = Operands.random(case, "cpu", torch.float32)
     mla_compiler.accounts(forget=True)

@@ -1,4 +1,4 @@
-"""The step over chosen pages that is measured: its operands, its bars, and that who misses a page is found out."""
+"""The step over chosen pages that is measured: its bars, its pages, and that who misses a page that matters is found out."""
 
 import dataclasses
 
@@ -7,22 +7,14 @@ import torch
 
 from mla_compiler import lowering
 from mla_compiler.bench.operands import Operands
-from mla_compiler.bench.operands_paged import PagedOperands
-from mla_compiler.bench.sampling import Sample, operands
+from mla_compiler.bench.pool import PAGE
+from mla_compiler.bench.sampling import Sample
 from mla_compiler.bench.sparse import SPARSE
 from mla_compiler.ir import AttentionSpec
 from mla_compiler.lowering.sparse.config import unserved_in_pages
 from mla_compiler.lowering.sparse.paging import kept
 
-PAGED = [case for case in SPARSE if case.page]
-
-
-@pytest.fixture
-def given() -> PagedOperands:
-    lowering.register()
-    made = operands(PAGED[1].shrunk(), "cpu", torch.float32)
-    assert isinstance(made, PagedOperands)
-    return made
+CHOSEN = [case for case in SPARSE if case.format]
 
 
 def test_the_bars_of_what_leaves_out():
@@ -37,26 +29,21 @@ def test_the_bars_of_what_leaves_out():
     }
 
 
-@pytest.mark.parametrize("case", [*PAGED, *(case.shrunk() for case in PAGED)], ids=str)
+@pytest.mark.parametrize("case", CHOSEN, ids=str)
 def test_fewer_pages_matter_than_are_chosen(case):
-    spec, pages = AttentionSpec.parse(case.spec), case.keys // case.page
-    assert not unserved_in_pages(spec, case.page)
-    chosen = kept(pages, case.queries, case.page, spec.sparsity)
-    assert -(-pages // case.every) + 2 <= chosen <= pages / 8
+    spec, pages = AttentionSpec.parse(case.spec), case.keys // PAGE
+    assert not unserved_in_pages(spec, PAGE)
+    assert -(-pages // case.every) + 2 <= kept(pages, case.queries, PAGE, spec.sparsity) == pages // 8
 
 
-def test_the_pages_in_order_are_the_cache_in_one_piece(given):
-    case, (k, v) = given.case, given.in_one_piece()
-    whole = Operands(case, given.q, k, v, given.tables)
-    for place in given.places(torch.Generator().manual_seed(1)):
-        assert torch.equal(given.formula(place, torch.float64), whole.formula(place, torch.float64))
-    assert sorted(given.pages.flatten().tolist()) == list(range(len(given.k)))
-    assert given.pages.flatten().tolist() != list(range(len(given.k)))
-    assert (given.bounds[:, :, 0] >= given.k.amax(2)).all() and (given.bounds[:, :, 1] >= (-given.k).amax(2)).all()
-
-
-def test_both_forms_are_right_and_a_page_that_is_missed_is_told(given):
+def test_who_misses_a_page_is_found_out():
+    lowering.register()
+    case = dataclasses.replace(CHOSEN[1].shrunk(), keys=64 * PAGE)
+    given = Operands.random(case, "cpu", torch.float32)
     sample = Sample.of(given)
     assert sample.error(given.ours()()) <= 2 and sample.error(given.ours(dense=True)()) <= 2
-    mixed = given.bounds[torch.randperm(len(given.bounds), generator=torch.Generator().manual_seed(0))]
-    assert sample.error(dataclasses.replace(given, bounds=mixed).ours()()) > 2
+    call = given.ours()
+    *arguments, bounds = call.args
+    assert (bounds[:, :, 0] >= given.stored.k.amax(2)).all() and (bounds[:, :, 1] >= (-given.stored.k).amax(2)).all()
+    mixed = bounds[torch.randperm(len(bounds), generator=torch.Generator().manual_seed(0))]
+    assert sample.error(call.func(*arguments, mixed)) > 2

@@ -101,7 +101,9 @@ def run(case: Case, device: str = "cpu", given: Operands | None = None) -> Tenso
     given = given or operands(case, device)
     spec = AttentionSpec.parse(case.spec)
     shape = case.batch, case.heads, case.queries, case.keys, case.head_dim, case.value_dim
-    choice = case.choice or (choose_paged if case.page else choose)(spec, *shape, case.dtype, machine_of(given.q.device))
+    machine = machine_of(given.q.device)
+    choice = case.choice or (choose_paged(spec, *shape, case.dtype, machine, case.format, case.page) if case.page else
+                             choose(spec, *shape, case.dtype, machine))
     exact = torch.float32 if case.dtype == torch.bfloat16 and device == "cpu" else case.dtype
     shape = (case.batch, case.queries, case.heads, case.value_dim)
     out = torch.full(shape, torch.nan, dtype=exact, device=device).transpose(1, 2)

@@ -10,8 +10,9 @@ from mla_compiler.ir import AttentionSpec
 from mla_compiler.lowering import counters
 from mla_compiler.lowering.choice import Choice
 from mla_compiler.lowering.compile import compile_kernel
+from mla_compiler.lowering.held import Layout
 from mla_compiler.lowering.machine import MACHINES
-from mla_compiler.lowering.select import candidates
+from mla_compiler.lowering.select import candidates, choose_paged
 
 from .attentions import CASES
 from .cases import Case, errors, operands, run
@@ -48,6 +49,18 @@ def test_the_loop_spills_nothing(dims, queries):
     assert loops(kernel.sass) and not any("STL" in piece or "LDL" in piece for piece in loops(kernel.sass))
 
 
+@pytest.mark.parametrize("dims", DIMS, ids=str)
+@pytest.mark.parametrize("chosen", [False, True])
+def test_over_pages_the_loading_warp_has_what_it_needs_in_registers_of_its_own(dims, chosen):
+    spec = AttentionSpec.parse(CASES["live length"].spec)
+    choice = choose_paged(spec, 16, 8 * spec.group, 1, 8192, *dims, torch.bfloat16, H100, "plain", 64, chosen)
+    kernel = compile_kernel(spec, choice, *dims, torch.bfloat16, "sm_90", Layout(chosen=chosen))
+    if not kernel.sass:
+        pytest.skip("no disassembler")
+    assert kernel.name == "decode_hopper" and "BRA.DIV" not in kernel.sass and "REDUX.SUM" in kernel.sass
+    assert loops(kernel.sass) and not any("STL" in piece or "LDL" in piece for piece in loops(kernel.sass))
+
+
 @pytest.mark.parametrize("name", ["full", "window", "sinks", "softcap"])
 def test_every_hull_compiles(name):
     assert kernel_of(name).name == "decode_hopper"
@@ -65,10 +78,11 @@ LENGTHS = "score: 0.125*s; hi: T0[b] + i - {last}; group: 4; sink: F1[h]"
 @pytest.mark.skipif(not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0), reason="needs sm_90")
 @pytest.mark.parametrize("programs", [1, 3, 40, 132])
 @pytest.mark.parametrize("queries", [1, 4, 16])
-def test_any_cut(programs, queries):
+@pytest.mark.parametrize("page", [0, 64])
+def test_any_cut(programs, queries, page):
     """Right, the same bits again, and every counter at zero."""
-    case = Case(LENGTHS.format(last=queries - 2), ("uneven", "sinks"), batch=5, heads=8, queries=queries, keys=5000,
-                head_dim=128, value_dim=128, dtype=torch.bfloat16)
+    case = Case(LENGTHS.format(last=queries - 2), ("uneven", "sinks"), batch=5, heads=8, queries=queries, keys=5056,
+                head_dim=128, value_dim=128, dtype=torch.bfloat16, page=page)
     first = choices(AttentionSpec.parse(case.spec), case)[0]
     case = case.but(choice=dataclasses.replace(first, programs=programs))
     error, formula = errors(case, "cuda")

@@ -11,6 +11,9 @@ from mla_compiler.lowering import codegen, counters, gpu
 from mla_compiler.lowering.choice import Choice
 from mla_compiler.lowering.decode import launch as decode
 from mla_compiler.lowering.decode.config import batch_block, power
+from mla_compiler.lowering.held import Layout
+from tests.pool.test_bounds import CASES as CHOSEN
+from tests.pool.test_bounds import problem
 
 from .attentions import CASES
 from .cases import Case, errors
@@ -21,9 +24,31 @@ FAMILY = "decode_hopper"
 SINKS = Case("score: 0.25*s; hi: T0[b] + 1; group: 4; sink: F1[h]", ("uneven", "sinks"), batch=5, heads=8, queries=1, keys=700)
 
 
+def chosen_pages(arguments: dict, choice: Choice, late: bool) -> tuple[float, float]:
+    """(the error of attend_paged, the formula's), its steps over chosen pages by the Hopper kernel."""
+    given, truth, formula = problem(**arguments)
+    sources, plain = [], gpu.kernel
+
+    def kernel(spec, family, layout):
+        if family != FAMILY:
+            return plain(spec, family, layout)
+        sources.append(codegen.source(spec, family, layout))
+        return SimpleNamespace(decode_hopper=None)
+
+    def start(function, grid, arguments, constants, *rest, **options):
+        run_kernel(sources[-1], FAMILY, grid[0], arguments, constants, late)
+
+    with mock.patch.object(gpu, "kernel", kernel), mock.patch.object(gpu, "choose_paged", lambda *_: choice), \
+            mock.patch.object(decode, "start", start), mock.patch.object(decode, "describe", Descriptor):
+        found = gpu.attend_paged(*given).double()
+    assert len(sources) == 1
+    return (found - truth).abs().max().item(), (formula - truth).abs().max().item()
+
+
 def ran(case: Case, late: bool) -> tuple[float, float, bool]:
     """(the kernel's error, the formula's, whether every counter is zero again)."""
-    source = codegen.source(AttentionSpec.parse(case.spec), FAMILY)
+    layout = Layout(case.format, case.page) if case.page else None
+    source = codegen.source(AttentionSpec.parse(case.spec), FAMILY, layout)
 
     def start(function, grid, arguments, constants, *rest, **options):
         run_kernel(source, FAMILY, grid[0], arguments, constants, late)
@@ -74,3 +99,41 @@ def test_shapes(interpreted, head_dim, value_dim, group):
     spec = f"score: 0.125*s; hi: T0[b] + i - 3; group: {group}"
     check(interpreted, Case(spec, ("uneven",), batch=3, heads=2 * group, queries=5, keys=300, head_dim=head_dim,
                             value_dim=value_dim), 4)
+
+
+@pytest.mark.parametrize("late", [True, False])
+@pytest.mark.parametrize("programs", [1, 2, 5, 10, 11, 23])
+def test_pages_and_any_number_of_programs(interpreted, programs, late):
+    """Pages in no order, one sequence's counted from the last, those that nobody has full of NaN."""
+    check(interpreted, SINKS.but(page=64, keys=704), programs, late=late)
+
+
+@pytest.mark.parametrize("page, block_n", [(64, 32), (128, 64), (32, 32)])
+@pytest.mark.parametrize("programs", [2, 7, 10])
+def test_tiles_within_pages(interpreted, page, block_n, programs):
+    check(interpreted, SINKS.but(page=page, keys=768), programs, block_n, 3)
+
+
+@pytest.mark.parametrize("batch, programs", [(1, 2), (2, 3), (2, 4)])
+def test_more_pages_than_the_loading_warp_holds(interpreted, batch, programs):
+    """400 pages of 16 keys, in whole items, shared ones and items with one program each."""
+    case = SINKS.but(batch=batch, tables=("lengths", "sinks"), keys=6400, page=16)
+    check(interpreted, case, programs, 16, 4)
+
+
+@pytest.mark.parametrize("name", ["full", "causal, aligned to the end", "window", "live length", "a length for all"])
+@pytest.mark.parametrize("queries", [1, 5])
+def test_every_hull_over_pages(interpreted, name, queries):
+    keys = 384 if "n0" not in CASES[name].spec else -(-CASES[name].keys // 64) * 64
+    check(interpreted, CASES[name].but(queries=queries, keys=keys, page=64, dtype=torch.float16), 6)
+
+
+@pytest.mark.parametrize("late", [True, False])
+@pytest.mark.parametrize("programs, block_n", [(2, 16), (4, 16), (11, 8)])
+@pytest.mark.parametrize("name", ["a quarter", "all", "three queries", "nothing and a few", "two chunks"])
+def test_chosen_pages(interpreted, name, programs, block_n, late):
+    """Each KV head has a list of its own, and every tile its true position."""
+    queries = CHOSEN[name].get("queries", 1)
+    choice = Choice(FAMILY, 64, block_n, 4, 3, programs=programs, block_b=16, block_t=power(queries), block_r=4)
+    error, formula = interpreted(chosen_pages, CHOSEN[name], choice, late)
+    assert error <= 2 * formula

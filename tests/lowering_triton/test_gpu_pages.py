@@ -9,6 +9,7 @@ from tests.pool.test_bounds import CASES as CHOSEN
 from tests.pool.test_bounds import problem
 
 from .attentions import CASES
+from .cases import Case
 from .test_gpu import check, within_twice
 from .test_pages import FORMATS, paged
 
@@ -27,6 +28,17 @@ def test_attentions(name, dtype):
     for page in (16, 64):
         check(paged(CASES[name].but(dtype=dtype, choice=None, queries=1), page))
         check(paged(CASES[name].but(dtype=dtype, choice=None, queries=200, keys=333), page))
+
+
+@pytest.mark.parametrize("dims", [(64, 64), (128, 128), (192, 128), (256, 256)], ids=str)
+@pytest.mark.parametrize("page", [32, 64, 128])
+def test_a_step_over_pages_of_any_size(dims, page):
+    """More pages than the Hopper kernel's loading warp holds at once, and sequences of every length."""
+    spec = "score: 0.125*s; hi: T0[b] + 1; group: 4; sink: F1[h]"
+    case = Case(spec, ("uneven", "sinks"), batch=5, heads=8, queries=1, keys=200 * page, head_dim=dims[0], value_dim=dims[1],
+                dtype=torch.bfloat16, choice=None, page=page)
+    check(case)
+    check(case.but(batch=1, tables=("lengths", "sinks")))
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -55,7 +55,7 @@ def compiled(format, queries, dim, arch, dtype=torch.bfloat16, page=64):
     machine = MACHINES[arch]
     e4m3 = machine.backend == "cuda" and machine.capability >= (8, 9)
     layout = Layout(format, page, 32 if format == "int4" else 0, e4m3)
-    choice = choose_paged(spec, 2, 32, queries, 8192, dim, dim, dtype, machine, format)
+    choice = choose_paged(spec, 2, 32, queries, 8192, dim, dim, dtype, machine, format, page)
     return compile_kernel(spec, choice, dim, dim, dtype, arch, layout)
 
 
@@ -69,15 +69,15 @@ def test_every_architecture(arch, queries, format):
     dtype = torch.float16 if format == "fp8" else torch.bfloat16
     kernel = compiled(format, queries, 64 if arch == "gfx942" else 128, arch, dtype)
     assert kernel.registers > 0 and 0 < kernel.shared <= MACHINES[arch].shared_memory
-    assert "tt.dot" in kernel.ttir and (arch != "sm_90" or kernel.spills == 0)
+    assert ("tt.dot" in kernel.ttir or kernel.name == "decode_hopper") and (arch != "sm_90" or kernel.spills == 0)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", FORMATS[1:])
 def test_a_step_over_chosen_pages(format):
     """Its loads of rows are asynchronous, 16 bytes at once, and it never waits for the last: the list is read on the way."""
     dtype = torch.float16 if format == "fp8" else torch.bfloat16
     spec = AttentionSpec.parse("score: 0.125*s; hi: min(i + n0, T0[b]); group: 4")
-    choice = choose_paged(spec, 2, 32, 1, 131072, 128, 128, dtype, MACHINES["sm_90"], format, 64)
+    choice = choose_paged(spec, 2, 32, 1, 131072, 128, 128, dtype, MACHINES["sm_90"], format, 64, chosen=True)
     layout = Layout(format, 64, 32 if format == "int4" else 0, True, chosen=True)
     kernel = compile_kernel(spec, choice, 128, 128, dtype, "sm_90", layout)
     assert kernel.spills == 0 and 64 % choice.block_n == 0
@@ -90,14 +90,15 @@ def test_choosing_pages_and_attending_them_compile(arch):
     spec = AttentionSpec.parse("score: 0.125*s; hi: T0[b] + 1; group: 4")
     listing = compile_bounded(spec, 128, torch.bfloat16, arch)
     assert 0 < listing.shared <= MACHINES[arch].shared_memory and (arch != "sm_90" or listing.spills == 0)
-    choice = choose_paged(spec, 2, 32, 1, 8192, 64, 64, torch.bfloat16, MACHINES[arch], page=64)
+    choice = choose_paged(spec, 2, 32, 1, 8192, 64, 64, torch.bfloat16, MACHINES[arch], "plain", 64, chosen=True)
     kernel = compile_kernel(spec, choice, 64, 64, torch.bfloat16, arch, Layout(chosen=True))
     assert 0 < kernel.shared <= MACHINES[arch].shared_memory and (arch != "sm_90" or kernel.spills == 0)
 
 
 def test_a_step_over_pages_loads_16_bytes_at_once_and_never_waits_for_the_last():
-    for page in (64, 16):
-        kernel = compiled("plain", 1, 128, "sm_90", page=page)
+    for format, page in (("int8", 64), ("plain", 16)):
+        kernel = compiled(format, 1, 128, "sm_90", page=page)
+        assert kernel.name == "decode"
         copies = re.findall(r"cp\.async\.c[ag]\.shared\.global .*?, (0x10|0x8|0x4),", kernel.ptx)
         assert copies.count("0x10") >= 2
         assert max(int(groups) for groups in re.findall(r"cp\.async\.wait_group\s+(\d+)", kernel.ptx)) >= 2

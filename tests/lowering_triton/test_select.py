@@ -12,7 +12,7 @@ from mla_compiler.lowering.choice import padded
 from mla_compiler.lowering.compile import shapes_of
 from mla_compiler.lowering.decode import config as decode
 from mla_compiler.lowering.machine import MACHINES
-from mla_compiler.lowering.select import choose, supports
+from mla_compiler.lowering.select import choose, choose_paged, supports
 
 from .attentions import CASES
 
@@ -76,6 +76,23 @@ def test_what_the_hopper_decode_kernel_leaves_to_plain_triton(changes):
     assert chosen(queries=1).family == "decode_hopper" and chosen(**{"queries": 1, **changes}).family == "decode"
 
 
+def paged(queries=1, dim=128, dtype=torch.bfloat16, machine=H100, format="plain", page=64, chosen=False):
+    return choose_paged(CAUSAL, 1, 32, queries, 8192, dim, dim, dtype, machine, format, page, chosen)
+
+
+@pytest.mark.parametrize("page, dim", [(64, 64), (32, 128), (64, 128), (192, 128), (48, 256), (64, 256)])
+def test_on_hopper_a_tile_of_a_step_lies_in_one_page(page, dim):
+    choice = paged(page=page, dim=dim)
+    assert choice.family == "decode_hopper" and page % choice.block_n == 0
+
+
+@pytest.mark.parametrize("changes", [
+    {"page": 1}, {"page": 24}, {"format": "int4"}, {"dtype": torch.float32}, {"machine": MACHINES["sm_100"]},
+], ids=str)
+def test_pages_left_to_plain_triton(changes):
+    assert paged().family == "decode_hopper" and paged(**changes).family == "decode"
+
+
 def test_every_attention_of_the_tests_has_a_kernel():
     for case in CASES.values():
         assert supports(AttentionSpec.parse(case.spec), 128, 128, torch.bfloat16, "cuda") is None
@@ -101,6 +118,7 @@ def test_latents_on_a_gpu(rank, rope, reason):
 
 def test_words_for_the_report():
     shape = ((1, 32, 8192, 128), (1, 8, 8192, 128), (1, 8, 8192, 128))
+    assert lowering.choose(CAUSAL, *shape, torch.float32, torch.device("cpu"), ("plain", 64)) == ("cpu", "hull")
     assert lowering.choose(CAUSAL, *shape, torch.float32, torch.device("cpu")) == ("cpu", "hull")
     assert str(chosen()) == "hopper 128x128, 4 warps, 2 stages"
     assert str(chosen(dtype=torch.float32)).startswith("prefill")

@@ -103,6 +103,7 @@ class Descriptor:
 
     def __init__(self, x: torch.Tensor, *tile: int) -> None:
         self.x, self.dtype, shape = x, x.dtype, [1] * (x.dim() - len(tile)) + list(tile)
+        self.shape = [tensor(size, torch.int32) for size in x.shape]
         self.block_type = SimpleNamespace(shape=shape, nbytes=math.prod(tile) * x.itemsize)
 
     def inside(self, coord: list[Any]) -> tuple[torch.Tensor, tuple[slice, ...]]:
