@@ -9,6 +9,7 @@ Shapes: q [B, H, T, D], any strides; bounds [P, G, 2, D] contiguous; pages [B, N
 [B * G, BLOCK_C] float32; listed [B, G, N] int64, page << 32 | number; counters [B * G] int32, 0 before and after.
 Grid: (B * G * ceil(N / CHUNK),): a program writes the promises of CHUNK pages; the last of an item to come finds the cut and
 lists what reaches it. The pages of a sequence are those of its hull, read from its lengths.
+With EARLY a kernel that is launched to begin early may do so before this one has ended.
 Traffic: 4 D bytes a page and head in 16 bits, 1 / PAGE of what its keys and values are; 8 N a list.
 """
 
@@ -111,8 +112,10 @@ def list_pages(p_pages, s_page, p_scores, p_listed, first, n, P, T, env, BLOCK_C
 @triton.jit(do_not_specialize=["H", "T", "S", "N", "P"])
 def bounded(q, q_strides, bounds, pages, pages_strides, scores, listed, counters, H, T, S, N, P,
             operands, D: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr,
-            BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, BLOCK_C: tl.constexpr, UPCAST: tl.constexpr):
+            BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, BLOCK_C: tl.constexpr, UPCAST: tl.constexpr, EARLY: tl.constexpr):
     env = operands
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()                       # who attends may take its place, and waits for the list
     parts = tl.cdiv(N, CHUNK)
     part = tl.program_id(0) % parts
     item = tl.program_id(0) // parts
