@@ -67,6 +67,8 @@ _IN_PAGES = ("decode/pages.py",)
 """The same of the Hopper kernel of decode, over pages."""
 _CHOSEN_HOPPER = ("sparse/kept.py", "sparse/chosen_hopper.py")
 """After them, where pages are chosen."""
+_UNPACKED = ("decode/unpack.py",)
+"""The same where pages are quantised."""
 _INWARD = ("sparse/inward.py",)
 _DECIDES = ("sparse/told.py", "sparse/decide.py", "sparse/consumer.py", "sparse/loader.py")
 """The same of the Hopper kernel of prefill: which tiles it meets, and what it does by a threshold of its own."""
@@ -110,7 +112,7 @@ def _inward(spec: AttentionSpec) -> tuple[str, ...]:
 def _gluon(spec: AttentionSpec, family: str, layout: Layout | None) -> str:
     """The module of a Gluon kernel: its hooks are the same text, in Gluon's names."""
     inward = _inward(spec) if family == "hopper" else ()
-    pages = () if layout is None else (*_IN_PAGES, *(_CHOSEN_HOPPER if layout.chosen else ()))
+    pages = () if layout is None else _in_pages(layout)
     files = [_HERE / name for name in (*_GLUON[family], *inward, *pages)]
     flags = {
         "HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_SINK": spec.sink is not None, "SCALE": _scale(spec),
@@ -126,10 +128,15 @@ def _gluon(spec: AttentionSpec, family: str, layout: Layout | None) -> str:
     if family.endswith("exchange"):
         flags["CHOSEN"] = family.startswith("tokens")
     if layout is not None:
-        flags["PAGE"] = layout.page
+        flags |= {"PAGE": layout.page, "FORMAT": repr(layout.format)}
     constants = [f"{name} = gl.constexpr({value})" for name, value in flags.items()]
     constants += [text for path in files for name, text in _assignments(path).items() if name not in flags]
     return _module(spec, family, files, "\n".join([_imports(*files), "", *constants]), wanted, _in_gluon)
+
+
+def _in_pages(layout: Layout) -> tuple[str, ...]:
+    """The files that make the Hopper kernel of decode one over pages."""
+    return (*_IN_PAGES, *(_UNPACKED if layout.format != "plain" else ()), *(_CHOSEN_HOPPER if layout.chosen else ()))
 
 
 def _module(spec: AttentionSpec, family: str, files: list[Path], head: str, wanted: Sequence[Hook],

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 DEFAULT_ARCH = "sm_90"
 _DTYPES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32"}
+_TILES = {torch.int8: "i8", torch.uint8: "u8"}
 _ALIGNED = [["tt.divisibility", 16]]
 _HELD, _HELD_ONES = {"*i32": 11, "*i64": 12}, (3, 7, 9)
 """How many numbers `held.Held` gives as strides, and `paging.Listed`; which are 1 where memory is contiguous."""
@@ -218,14 +219,17 @@ def _build_decode_hopper(
     layout: Layout | None,
 ) -> Any:
     """The Gluon kernel for few queries: K and V come as TMA descriptors, of pages if there is a layout."""
-    kind = _DTYPES[dtype].removeprefix("*")
-    tiles = decode.tiles(choice, head_dim, value_dim)
-    types = {name: tma.tile_type(kind, [1, 1, *tile], dtype) for name, tile in tiles.items()}
+    stored = dtype if layout is None else FORMATS[layout.format].storage or dtype
+    tiles, unpacks = decode.tiles(choice, head_dim, value_dim), stored != dtype
+    types = {name: tma.tile_type(_TILES.get(stored, _DTYPES[dtype][1:]), [1, 1, *tile], stored) for name, tile in tiles.items()}
+    if unpacks:
+        scales = tma.tile_type("fp32", [1, 1, 1, choice.block_n], torch.float32)
+        types |= {"k_scales": scales, "v_scales": scales}
     types |= {"q": _DTYPES[dtype], "out": _DTYPES[dtype], "workspace": "*fp32", "counters": "*i32"}
     types["table"] = "*i64" if layout is not None and layout.chosen else "*i32"
     constants = decode.hopper_constants(group, choice, head_dim, value_dim)
     constants |= {"table": None, "table_strides": None} if layout is None else {}
-    return build(function, types, constants, arch, choice.warps, choice.stages, decode.registers(choice))
+    return build(function, types, constants, arch, choice.warps, choice.stages, decode.registers(choice, unpacks))
 
 
 def build(

@@ -160,8 +160,10 @@ def _hopper(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor
 def _decode_hopper(
     spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor | Held, v: Tensor | Held, given: list[Any], out: Tensor
 ) -> None:
-    """By TMA, or by the plain kernel where TMA cannot address K or V."""
-    if not (tma.describable(*map(held.store_of, (k, v))) and tma.unit_stride(q) and tma.unit_stride(out)):
+    """By TMA, or by the plain kernel where TMA cannot address K or V, or their rows have several scales."""
+    memory = *held.boxed(k), *held.boxed(v)
+    one_scale = all(x.shape[2] == 1 for each in (k, v) for x in held.boxed(each)[1:])
+    if not (one_scale and tma.describable(*memory) and tma.unit_stride(q) and tma.unit_stride(out)):
         return _decode(spec, _plain_decode(spec, q, k, v), q, k, v, given, out)
     return decode.launch_hopper(kernel(spec, "decode_hopper", layout_of(k)), spec.group, choice, q, k, v, given, out)
 
@@ -171,7 +173,8 @@ def _plain_decode(spec: AttentionSpec, q: Tensor, k: Tensor | Held, v: Tensor | 
     batch, heads, queries, head_dim = q.shape
     keys, value_dim, machine = k.shape[2], v.shape[3], machine_of(q.device)
     if isinstance(k, Held):
-        return choose_paged_plain(spec, batch, heads, queries, keys, head_dim, value_dim, q.dtype, machine, k.format)
+        page = k.store.shape[2] if k.layout.chosen else 0
+        return choose_paged_plain(spec, batch, heads, queries, keys, head_dim, value_dim, q.dtype, machine, k.format, page)
     shape = Shape(batch, k.shape[1], queries, keys, head_dim, value_dim, q.itemsize)
     return decode_config.configure(spec, shape, False, machine)
 

@@ -64,9 +64,11 @@ def arguments(x: Tensor | Held) -> tuple[Any, tuple[int, ...]]:
     return x.arguments() if isinstance(x, Held) else (x, x.stride())
 
 
-def store_of(x: Tensor | Held) -> Tensor:
-    """The memory it lies in."""
-    return x.store if isinstance(x, Held) else x
+def boxed(x: Tensor | Held) -> tuple[Tensor, ...]:
+    """The memory it lies in, [.., S, D]; of quantised pages the scales too, [P, G, ., PAGE]."""
+    if not isinstance(x, Held):
+        return (x,)
+    return (x.store,) if x.scales is None else (x.store, x.scales.transpose(2, 3))
 
 
 def layout_of(x: Tensor | Held) -> Layout | None:

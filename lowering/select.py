@@ -81,9 +81,10 @@ def choose_paged(spec: AttentionSpec, batch: int, heads: int, queries: int, keys
                  dtype: torch.dtype, machine: Machine, format: str, page: int, chosen: bool = False) -> Choice:
     """The same for keys and values in pages of `page` tokens, in `format`; `chosen`: in a list of pages."""
     shape = decode.Shape(batch, heads // spec.group, queries, keys, head_dim, value_dim, dtype.itemsize)
-    few = not many_rows(spec, queries) and format == "plain"
-    if few and decode_hopper.serves(spec, shape, dtype, machine):
+    if not many_rows(spec, queries) and decode_hopper.serves(spec, shape, dtype, machine):
         boxes = decode_hopper.candidates(spec, shape, machine, page)
+        if format != "plain":
+            boxes = decode_hopper.candidates_packed(spec, shape, machine, format, page)
         if boxes:
             return decode_model.ordered(spec.group, shape, boxes, machine)[0]
     of = page if chosen else 0

@@ -34,12 +34,13 @@ def layout(tile: tuple[int, ...], dtype: torch.dtype) -> Any:
     """How a tile lies in shared memory."""
     from triton.experimental.gluon import language as gl
 
-    kind = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16, torch.float32: gl.float32}[dtype]
-    return gl.NVMMASharedLayout.get_default_for(list(tile), kind)
+    kinds = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16, torch.float32: gl.float32, torch.int8: gl.int8,
+             torch.uint8: gl.uint8}
+    return gl.NVMMASharedLayout.get_default_for(list(tile), kinds[dtype])
 
 
 def tile_type(kind: str, tile: list[int], dtype: torch.dtype) -> str:
-    """The type of a kernel's argument that describes tiles of `kind` (fp16, bf16, fp32)."""
+    """The type of a kernel's argument that describes tiles of `kind` (fp16, bf16, fp32, i8, u8)."""
     return f"tensordesc<{kind}{tile},{layout(tuple(tile), dtype)!r}>"
 
 

@@ -41,8 +41,8 @@ def clean(b_v, j0, begin, end):
 
 
 @gluon.jit
-def first_key(rings, at, j0):
-    """The position of the first key of the tile in slot `at`: the one it has in the line of its item."""
+def first_key(rings, use, j0):
+    """The position of the first key of the tile of a use of the rings, which is there: the one in the line of its item."""
     return j0
 
 
@@ -63,7 +63,7 @@ def attend_tiles(b_q, rings, bars, use, first, count, at, lo, hi, span, env, STA
     for t in range(count):
         slot_at, phase = slot(use + t, STAGES)
         mbarrier.wait(k_bars[0].index(slot_at), phase)
-        j0 = first_key(rings, slot_at, first + t * BLOCK_N)
+        j0 = first_key(rings, use + t, first + t * BLOCK_N)
         zero = gl.zeros([64, BLOCK_N], gl.float32, s_layout)
         s = warpgroup_mma(b_q, flat(b_k, slot_at).permute([1, 0]), zero, use_acc=False, is_async=True)
         s = warpgroup_mma_wait(0, [s])

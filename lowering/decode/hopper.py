@@ -43,9 +43,9 @@ def corners(N_B: gl.constexpr, N_T: gl.constexpr):
 
 
 @gluon.jit
-def places(k, v, STAGES: gl.constexpr):
-    """Rings of tiles of K and of V."""
-    return space(k, STAGES), space(v, STAGES)
+def positions():
+    """Where those of tiles lie: nowhere, they follow from the line. `sparse/chosen_hopper.py` needs them."""
+    return ()
 
 
 @gluon.jit
@@ -101,7 +101,7 @@ def decode_hopper(q, q_strides, k, v, table, table_strides, out, out_strides, wo
     WARPGROUPS: gl.constexpr = BLOCK_M // 64
     layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([64, k.block_type.shape[3]], k.dtype)
     b_q = gl.allocate_shared_memory(k.dtype, [WARPGROUPS, 64, k.block_type.shape[3]], layout)
-    rings = places(k, v, STAGES)
+    rings = (space(k, STAGES), space(v, STAGES), positions())
     bars = (ring(STAGES, WARPGROUPS), ring(STAGES, WARPGROUPS))
     fence_async_shared()
     sizes = (B, H, T, S, FEW)

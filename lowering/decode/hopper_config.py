@@ -10,6 +10,7 @@ import sympy
 import torch
 
 from ...ir import AttentionSpec
+from ...pool.formats import FORMATS
 from ..choice import Choice, padded
 from ..hopper.config import serves as addressable
 from ..machine import Machine
@@ -17,6 +18,8 @@ from .config import MOST_BOUNDS, Shape, batch_block, power, same_for_all_heads
 
 TILES = ((64, 2), (64, 3), (32, 3), (128, 2), (32, 2))
 """(keys, stages) at 256 elements of K and V a key, best first; of half as many elements tiles have twice as many keys."""
+UNPACKED = ("int8", "fp8")
+"""Formats of pages that the loading warps of a block unpack."""
 _MERGED = 8192  # elements of out that are merged at once
 
 
@@ -37,6 +40,17 @@ def candidates(spec: AttentionSpec, shape: Shape, machine: Machine, page: int = 
     tiles = [(keys_of(block_n, d + dv), stages) for block_n, stages in TILES]
     return [_choice(spec, shape, block_m, *tile, machine) for tile in dict.fromkeys(tiles)
             if 2 * tile[0] * tile[1] * (d + dv) <= room and page % tile[0] == 0]
+
+
+def candidates_packed(spec: AttentionSpec, shape: Shape, machine: Machine, format: str, page: int) -> list[Choice]:
+    """The same for quantised pages, `unpack.py`: for one warpgroup of rows, each row of a page with one scale.
+
+    As many bytes of packed tiles on their way as of two tiles of 64 keys in 16 bits; two tiles of numbers of q's dtype.
+    """
+    rows, d, dv = spec.group * shape.queries, padded(shape.head_dim), padded(shape.value_dim)
+    whole = all(FORMATS[format].group(dim, keys) == dim for dim, keys in ((shape.head_dim, True), (shape.value_dim, False)))
+    tiles = [(64, min(8, 1024 // (d + dv)))] if format in UNPACKED and whole and rows <= 64 and max(d, dv) <= 128 else []
+    return [_choice(spec, shape, 64, *tile, machine) for tile in tiles if page % tile[0] == 0]
 
 
 def keys_of(block_n: int, width: int) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..choice import Choice, padded
 from ..counters import counters
-from ..held import Held, store_of
+from ..held import Held, boxed
 from ..held import arguments as arguments_of
 from ..launch import launch as start
 from ..tma import REGISTERS, describe
@@ -52,9 +52,10 @@ def rows_kept(group: int, choice: Choice) -> int:
     return min(64, -(-group * choice.block_t // 4) * 4)
 
 
-def registers(choice: Choice) -> int:
-    """Per thread at the start of the Hopper kernel, of 64 K: a warpgroup for each 64 rows and one for the loading warp."""
-    return 240 if choice.block_m == 64 else REGISTERS
+def registers(choice: Choice, unpacks: bool = False) -> int:
+    """Per thread at the start of the Hopper kernel, of 64 K: a warpgroup for each 64 rows, two that unpack, one for the loading
+    warp."""
+    return 128 if unpacks else 240 if choice.block_m == 64 else REGISTERS
 
 
 def launch_hopper(module: ModuleType, group: int, choice: Choice, q: Tensor, k: Tensor | Held, v: Tensor | Held,
@@ -66,10 +67,11 @@ def launch_hopper(module: ModuleType, group: int, choice: Choice, q: Tensor, k: 
     slots = 2 * choice.programs * warpgroups
     workspace = q.new_empty(slots * rows_kept(group, choice) * (v.shape[3] + 1), dtype=torch.float32)
     k_tile, v_tile = tiles(choice, head_dim, v.shape[3]).values()
+    boxes = [describe(part, *tile) for x, of in ((k, k_tile), (v, v_tile))
+             for part, tile in zip(boxed(x), (of, (1, choice.block_n)), strict=False)]
     table = k.table() if isinstance(k, Held) else (None, None)
-    boxes = describe(store_of(k), *k_tile), describe(store_of(v), *v_tile)
     arguments = (q, q.stride(), *boxes, *table, out, out.stride(), workspace,
                  counters(q.device, items * warpgroups), batch, heads, queries, k.shape[2], choice.programs // items, *given)
     early = {"launch_pdl": True} if isinstance(k, Held) and k.layout.chosen else {}       # it waits for the list itself
     start(module.decode_hopper, (choice.programs,), arguments, hopper_constants(group, choice, head_dim, v.shape[3]),
-          choice.warps, choice.stages, q.device.index, maxnreg=registers(choice), **early)
+          choice.warps, choice.stages, q.device.index, maxnreg=registers(choice, len(boxes) == 4), **early)

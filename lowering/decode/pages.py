@@ -38,12 +38,24 @@ def entries_of(table, b, head, number, sizes):
 
 
 @gluon.jit
+def load_tiles(k, v, rings, bars, use, page, head, row, STAGES: gl.constexpr):
+    """K and V of the keys row .. row + BLOCK_N of a page."""
+    load_tile(k, rings[0], bars[0], use, page, head, row, STAGES)
+    load_tile(v, rings[1], bars[1], use, page, head, row, STAGES)
+
+
+@gluon.jit
+def pages_held(k):
+    """How many pages there are."""
+    return k.shape[0]
+
+
+@gluon.jit
 def load_pair(k, v, rings, bars, use, entries, at, head, row, STAGES: gl.constexpr):
     """K and V of the keys row .. row + BLOCK_N of the page in entry `at`."""
     page = of(entries, at)
-    page = gl.where(page < 0, page + k.shape[0], page)
-    load_tile(k, rings[0], bars[0], use, page, head, row, STAGES)
-    load_tile(v, rings[1], bars[1], use, page, head, row, STAGES)
+    page = gl.where(page < 0, page + pages_held(k), page)
+    load_tiles(k, v, rings, bars, use, page, head, row, STAGES)
 
 
 @gluon.jit

@@ -3,21 +3,22 @@
 Takes the places of functions of `decode/pages.py`, `decode/hopper.py` and `decode/consumer.py`, as `chosen.py` does of the
 plain kernel. The table is the list [B, G, N] int64, page << 32 | number, of each KV head: key n of an item is row n % PAGE of
 entry n // PAGE. Masks and scores are asked at the true position, number * PAGE + n % PAGE, which the warp that loads leaves
-beside each tile of K, before it says that the tile is coming: who has the tile has the position.
+beside the rings before it says that the tile is coming: who has the tile has the position. When it writes that of use n, use
+n - STAGES - 1 has been multiplied, over quantised pages n - STAGES - WIDE - 2: there is room for 16.
 """
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from triton.language.extra.cuda import gdc_wait
 
 from ..decode.balance import of, reach
-from ..decode.hopper import load_tile, ordinals
-from ..decode.pages import HELD
-from ..hopper.rings import space
-from ..hopper.tiles import slot, uniform
+from ..decode.hopper import ordinals
+from ..decode.pages import HELD, load_tiles
+from ..hopper.tiles import uniform
 from ..pages import PAGE
 from .kept import pages_kept, pages_of
+
+POSITIONS = gl.constexpr(16)
 
 
 @gluon.jit
@@ -40,25 +41,22 @@ def entries_of(table, b, head, number, sizes):
 
 
 @gluon.jit
-def places(k, v, STAGES: gl.constexpr):
-    """Rings of K and of V, and the position of the first key of each tile."""
-    numbers = gl.allocate_shared_memory(gl.int32, [STAGES, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    return space(k, STAGES), space(v, STAGES), numbers
+def positions():
+    """Those of more tiles than can be between the warp that loads and the one that multiplies."""
+    return gl.allocate_shared_memory(gl.int32, [POSITIONS, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
 
 
 @gluon.jit
 def load_pair(k, v, rings, bars, use, entries, at, head, row, STAGES: gl.constexpr):
     """K and V of the keys row .. row + BLOCK_N of the page in entry `at`, and where they stand."""
     page, number = of(entries[0], at), of(entries[1], at)
-    place, phase = slot(use, STAGES)
-    mbarrier.wait(bars[0][1].index(place), phase ^ 1)
     layout: gl.constexpr = gl.BlockedLayout([1], [32], [gl.num_warps()], [0])
-    rings[2].index(place).store(gl.full([1], number * PAGE + row, gl.int32, layout))
-    load_tile(k, rings[0], bars[0], use, page, head, row, STAGES)
-    load_tile(v, rings[1], bars[1], use, page, head, row, STAGES)
+    rings[2].index(use % POSITIONS).store(gl.full([1], number * PAGE + row, gl.int32, layout))
+    load_tiles(k, v, rings, bars, use, page, head, row, STAGES)
 
 
 @gluon.jit
-def first_key(rings, at, j0):
-    """The position of the first key of the tile in slot `at`, which is there."""
-    return uniform(gl.max(rings[2].index(at).load(gl.BlockedLayout([1], [32], [gl.num_warps()], [0])), 0))
+def first_key(rings, use, j0):
+    """The position of the first key of the tile of a use of the rings, which is there."""
+    position = rings[2].index(use % POSITIONS).load(gl.BlockedLayout([1], [32], [gl.num_warps()], [0]))
+    return uniform(gl.max(position, 0))

@@ -62,6 +62,18 @@ def test_over_pages_the_loading_warp_has_what_it_needs_in_registers_of_its_own(d
     assert ("griddepcontrol.wait" in kernel.ptx) == chosen              # it may begin before the list is there
 
 
+@pytest.mark.parametrize("dims", [(64, 64), (80, 80), (128, 64), (128, 128)], ids=str)
+@pytest.mark.parametrize("format", ["int8", "fp8"])
+def test_quantised_pages_are_unpacked_without_spills_and_slow_conversions(format, dims):
+    spec = AttentionSpec.parse(CASES["live length"].spec)
+    for dtype in (torch.float16, torch.bfloat16):
+        choice = choose_paged(spec, 16, 8 * spec.group, 1, 8192, *dims, dtype, H100, format, 64)
+        kernel = compile_kernel(spec, choice, *dims, dtype, "sm_90", Layout(format))
+        assert kernel.name == "decode_hopper" and kernel.shared <= H100.shared_memory and kernel.spills == 0
+        if kernel.sass:
+            assert "BRA.DIV" not in kernel.sass and not re.search(r"STL|LDL|I2F\.S(8|16)", kernel.sass)
+
+
 @pytest.mark.parametrize("name", ["full", "window", "sinks", "softcap"])
 def test_every_hull_compiles(name):
     assert kernel_of(name).name == "decode_hopper"

@@ -12,6 +12,7 @@ from mla_compiler.lowering.choice import Choice
 from mla_compiler.lowering.decode import launch as decode
 from mla_compiler.lowering.decode.config import batch_block, power
 from mla_compiler.lowering.held import Layout
+from mla_compiler.lowering.sparse.paging import Listed
 from tests.pool.test_bounds import CASES as CHOSEN
 from tests.pool.test_bounds import problem
 
@@ -137,3 +138,38 @@ def test_chosen_pages(interpreted, name, programs, block_n, late):
     choice = Choice(FAMILY, 64, block_n, 4, 3, programs=programs, block_b=16, block_t=power(queries), block_r=4)
     error, formula = interpreted(chosen_pages, CHOSEN[name], choice, late)
     assert error <= 2 * formula
+
+
+@pytest.mark.parametrize("page", [16, 48, 64])
+def test_what_takes_its_place_reads_chosen_pages_in_tiles_that_divide_them(page):
+    k, v = (torch.zeros(9, 2, page, 64, dtype=torch.float16) for _ in range(2))
+    pages, listed = torch.zeros(1, 8, dtype=torch.int32), torch.zeros(1, 2, 8, dtype=torch.int64)
+    keys, values = (Listed(x, None, pages, "plain", listed) for x in (k, v))
+    spec = AttentionSpec.parse("score: s; hi: T0[b] + 1; group: 4")
+    choice = gpu._plain_decode(spec, torch.zeros(1, 8, 1, 64, dtype=torch.float16), keys, values)
+    assert choice.family == "decode" and page % choice.block_n == 0
+
+
+@pytest.mark.parametrize("late", [True, False])
+@pytest.mark.parametrize("format", ["int8", "fp8"])
+@pytest.mark.parametrize("name", ["a quarter", "three queries", "two chunks"])
+def test_chosen_quantised_pages(interpreted, name, format, late):
+    arguments = CHOSEN[name] | {"format": format}
+    choice = Choice(FAMILY, 64, 16, 4, 8, programs=5, block_b=16, block_t=power(arguments.get("queries", 1)), block_r=4)
+    error, formula = interpreted(chosen_pages, arguments, choice, late)
+    assert error <= 2 * formula
+
+
+@pytest.mark.parametrize("late", [True, False])
+@pytest.mark.parametrize("format", ["int8", "fp8"])
+@pytest.mark.parametrize("programs", [1, 5, 10, 11, 23])
+def test_quantised_pages(interpreted, programs, format, late):
+    """What is asked for early and passed over is unpacked too; scales of pages that nobody has are NaN."""
+    check(interpreted, SINKS.but(page=64, keys=704, format=format, dtype=torch.float16), programs, late=late, stages=3)
+
+
+@pytest.mark.parametrize("format", ["int8", "fp8"])
+@pytest.mark.parametrize("name", ["causal, aligned to the end", "window", "live length"])
+def test_every_hull_over_quantised_pages(interpreted, name, format):
+    keys = 384 if "n0" not in CASES[name].spec else -(-CASES[name].keys // 64) * 64
+    check(interpreted, CASES[name].but(queries=5, keys=keys, page=64, format=format, dtype=torch.float16), 6, 64, 4)

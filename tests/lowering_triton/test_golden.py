@@ -23,6 +23,7 @@ def test_source_of_pages(golden):
     spec = AttentionSpec.parse(CASES["live length"].spec)
     golden("kernels/decode live length in int4 pages.txt", codegen.source(spec, "decode", Layout("int4", 64, 32)))
     golden("kernels/decode_hopper live length in pages.txt", codegen.source(spec, "decode_hopper", Layout()))
+    golden("kernels/decode_hopper live length in int8 pages.txt", codegen.source(spec, "decode_hopper", Layout("int8")))
     chosen = Layout("plain", 64, chosen=True)
     golden("kernels/decode live length in chosen pages.txt", codegen.source(spec, "decode", chosen))
     golden("kernels/decode_hopper live length in chosen pages.txt", codegen.source(spec, "decode_hopper", chosen))

@@ -86,7 +86,16 @@ def test_on_hopper_a_tile_of_a_step_lies_in_one_page(page, dim):
     assert choice.family == "decode_hopper" and page % choice.block_n == 0
 
 
+@pytest.mark.parametrize("format", ["int8", "fp8"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"page": 128}, {"dim": 64}, {"queries": 16}, {"dtype": torch.float16}, {"chosen": True}], ids=str)
+def test_on_hopper_quantised_tiles_are_unpacked_in_shared_memory(changes, format):
+    choice = paged(format=format, **changes)
+    assert choice.family == "decode_hopper" and choice.block_n == 64 and choice.block_m == 64
+
+
 @pytest.mark.parametrize("changes", [
+    {"format": "int8", "dim": 256}, {"format": "fp8", "page": 32},
     {"page": 1}, {"page": 24}, {"format": "int4"}, {"dtype": torch.float32}, {"machine": MACHINES["sm_100"]},
 ], ids=str)
 def test_pages_left_to_plain_triton(changes):

@@ -12,6 +12,7 @@ from mla_compiler.lowering.sparse.paging import kept
 from mla_compiler.pool.ops import POOL
 from mla_compiler.sparsity import Sparsity
 from tests.harness import FAST, watching
+from tests.ops.pages import encoded
 
 from .test_cache import MODELS, generated, prompt
 
@@ -53,24 +54,34 @@ def test_a_page_that_is_begun_anew_forgets_what_it_held():
         pool.release(sequence)
 
 
-def problem(share, queries=1, ends=(317, 100), dtype=torch.float32, page=16, columns=20, dim=32):
+def problem(share, queries=1, ends=(317, 100), dtype=torch.float32, page=16, columns=20, dim=32, format="plain"):
     """Arguments of attend_paged, poisoned but for what is there; the answer by the policy's words, in float64 and `dtype`."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, h, s, dim).to(dtype) for h, s in ((8, queries), (2, columns * page), (2, columns * page)))
+    (k_stored, k_scales, k), (v_stored, v_scales, v) = (encoded(x, format, keys) for x, keys in ((k, True), (v, False)))
     table = torch.randperm(2 * columns + 3)[:2 * columns].view(2, columns).int()
-    stores = [torch.full((2 * columns + 3, 2, rows, dim), torch.nan, dtype=dtype) for rows in (page, page, 2)]
+    parts = [k_stored, v_stored] if k_scales is None else [k_stored, v_stored, k_scales, v_scales]
+    stores = [poisoned(2 * columns + 3, page, x) for x in parts]
+    bounds = torch.full((2 * columns + 3, 2, 2, dim), torch.nan, dtype=dtype)
     zero = torch.zeros(1, dtype=torch.int32)
     answers = [torch.zeros(2, 8, queries, dim, dtype=kind) for kind in (torch.float64, dtype)]
     for b, end in enumerate(ends):
-        for store, x in zip(stores, (k, v), strict=False):
+        for store, x in zip(stores, parts, strict=True):
             POOL.pool_append(store, table[b:b + 1], zero, x[b:b + 1, :, :end])
-        POOL.pool_bound(stores[2], table[b:b + 1], zero, k[b:b + 1, :, :end], page)
+        POOL.pool_bound(bounds, table[b:b + 1], zero, k[b:b + 1, :, :end], page)
         for g in range(2 if end else 0):
             for out in answers:
                 out[b, 4 * g:4 * g + 4] = by_words(q[b, 4 * g:4 * g + 4], k[b, g, :end], v[b, g, :end], share, page, out.dtype)
     spec = f"score: 0.2*s; hi: min(T0[b], T0[b] + i - {queries - 1}); group: 4; sparsity: pages={share}"
-    given = q, stores[0], stores[1], None, None, table, "plain", [torch.tensor(ends)], [], [], spec, stores[2]
+    held = stores if len(stores) == 4 else [*stores, None, None]
+    given = q, *held, table, format, [torch.tensor(ends)], [], [], spec, bounds
     return given, *(x.double() for x in answers)
+
+
+def poisoned(count, page, x):
+    """Pages [count, H, page, D] for x [B, H, S, D], of NaN if it has any."""
+    fill = torch.nan if x.dtype.is_floating_point else 0
+    return torch.full((count, x.shape[1], page, x.shape[3]), fill, dtype=x.dtype)
 
 
 def by_words(q, k, v, share, page, dtype):
@@ -93,7 +104,9 @@ CASES = {"a quarter": {"share": 0.25}, "all": {"share": 1.0}, "three queries": {
          "nothing and a few": {"share": 0.25, "ends": (0, 5)}, "two chunks": {"share": 0.1, "ends": (1111, 640), "columns": 70},
          "half": {"share": 0.25, "dtype": torch.bfloat16}, "wide pages": {"share": 0.25, "page": 48, "ends": (500, 7)},
          "half, whole boxes": {"share": 0.25, "dtype": torch.bfloat16, "ends": (5000, 700), "page": 64, "columns": 80,
-                               "dim": 128}}
+                               "dim": 128},
+         "half, int8": {"share": 0.25, "dtype": torch.bfloat16, "ends": (5000, 700), "page": 64, "columns": 80, "dim": 128,
+                        "format": "int8"}}
 
 
 def errors(case, kernels):

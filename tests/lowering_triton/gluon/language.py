@@ -80,7 +80,8 @@ class Language(Tensors):
     def allocate_shared_memory(self, dtype: torch.dtype, shape: list[int], layout: Any) -> Shared:
         if layout == "mbarrier":
             return Shared([Barrier() for _ in range(shape[0])])
-        return Shared(torch.full(shape, torch.nan if dtype.is_floating_point else 1 << 20, dtype=dtype))
+        unwritten = torch.nan if dtype.is_floating_point else min(1 << 20, torch.iinfo(dtype).max)
+        return Shared(torch.full(shape, unwritten, dtype=dtype))
 
     def load(self, pointer: Pointer, mask: Any = True, other: Any = 0, cache_modifier: str = "") -> Tensor:
         at, mask = torch.broadcast_tensors(torch.as_tensor(pointer.at), torch.as_tensor(mask))
@@ -102,7 +103,10 @@ class Language(Tensors):
         if text.startswith("bar."):
             return self._turn(text)
         given = torch.broadcast_tensors(*map(torch.as_tensor, given))
-        parts = [x.reshape(-1, pack)[:, at].contiguous() for x in given for at in range(pack)] if pack > 1 else given
+        if pack > 1 and given[0].element_size() * pack == 4:                    # several in a register
+            parts = [x.contiguous().view(torch.int32).flatten() for x in given]
+        else:
+            parts = [x.reshape(-1, pack)[:, at].contiguous() for x in given for at in range(pack)] if pack > 1 else given
         found = [floats(x) if dtype == torch.float32 else bits(x) for x in ptx(text, parts, pack)]
         return tensor(torch.stack(found, -1).reshape(given[0].shape) if pack > 1 else found[0])
 

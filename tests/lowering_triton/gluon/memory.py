@@ -84,9 +84,7 @@ class Shared:
         return Shared(self.data.narrow(dim, start, length))
 
     def _reinterpret(self, dtype: torch.dtype, shape: list[int], layout: Any) -> Shared:
-        found = Shared(self.data.view(dtype))
-        assert found.shape == shape
-        return found
+        return Shared(self.data.view(dtype).view(shape))
 
     def load(self, layout: Any) -> Tensor:
         return tensor(self.data.clone())

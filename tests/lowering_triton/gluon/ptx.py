@@ -55,6 +55,12 @@ def _select(a: torch.Tensor, m: torch.Tensor, c: torch.Tensor, table: torch.Tens
     return (bits(a) & ~m) | (bits(c) & m)
 
 
+def _permuted(x: torch.Tensor, y: int, selector: int) -> torch.Tensor:
+    """Four bytes of the eight of x and y, as the selector's hexadecimal digits have it, the last first."""
+    lots = [x >> 8 * at & 255 for at in range(4)] + [torch.tensor(y >> 8 * at & 255) for at in range(4)]
+    return sum((lots[selector >> 4 * at & 7].to(torch.int32) << 8 * at for at in range(4)), torch.zeros_like(x))
+
+
 def _packed(high: torch.Tensor, low: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.stack([low, high], -1).to(dtype).view(torch.int32).squeeze(-1)
 
@@ -71,6 +77,8 @@ _INSTRUCTIONS = {
     "mov.b32": lambda x: x,
     "shr.s32": lambda x, y: bits(x) >> y,
     "lop3.b32": _select,
+    "xor.b32": lambda x, y: x ^ y,
+    "prmt.b32": lambda x, y, selector: _permuted(x, int(y), int(selector)),
     "cvt.rn.bf16x2.f32": lambda x, y: _packed(x, y, torch.bfloat16),
     "cvt.rn.f16x2.f32": lambda x, y: _packed(x, y, torch.float16),
 }

@@ -13,6 +13,7 @@ class Tensors:
     """The part of `gl` that needs no launch."""
 
     float16, bfloat16, float32 = torch.float16, torch.bfloat16, torch.float32
+    float8e4nv = torch.float8_e4m3fn
     int1, int8, int16, int32, int64 = torch.bool, torch.int8, torch.int16, torch.int32, torch.int64
 
     @staticmethod
