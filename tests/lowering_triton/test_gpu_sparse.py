@@ -19,7 +19,8 @@ from mla_compiler.sparsity import EXACTLY
 
 from .attentions import CASES
 from .cases import Case, Operands, errors, operands, run
-from .test_hopper_sparse import ROWS, attended, compare, decided, logits, row_tiles
+from .test_hopper_sparse import ROWS, attended, compare, logits, row_tiles
+from .test_hopper_threshold import decided
 from .test_sparse import KEEP_ALL, LOCAL, found_and_wanted, lists_found_and_wanted, local, on_cpu, under
 
 pytestmark = pytest.mark.gpu
