@@ -1,4 +1,4 @@
-# make setup | demo | test | check | bench | clean        each works in a fresh clone; setup runs once, and when pyproject changes
+# make setup | demo | test | check | bench | sanitize | clean        each works in a fresh clone; setup runs once, and when pyproject changes
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ STAMP := $(VENV)/.setup
 TORCH ?= $(if $(shell command -v nvidia-smi 2>/dev/null),torch,torch==2.13.0 triton==3.7.1)
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test check bench sanitize clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,15 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m mla_compiler.bench $(ARGS)
+
+# On a GPU: every kernel under CUDA's sanitizer. Each tensor has memory of its own, or a neighbour's would hide a stray access.
+SANITIZER := compute-sanitizer --error-exitcode 1 --target-processes application-only
+EVERY_KERNEL := -m pytest -q -m gpu tests/lowering_triton/test_gpu_every_kernel.py
+
+sanitize: setup
+	$(BIN)/python $(EVERY_KERNEL)
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool memcheck $(BIN)/python $(EVERY_KERNEL)
+	$(SANITIZER) --tool racecheck $(BIN)/python $(EVERY_KERNEL)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

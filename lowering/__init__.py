@@ -5,6 +5,7 @@
     choose(spec, ...)     which kernel, in words
     supports_latent, choose_latent   the same of flashmla::attend_latent
     supports_paged                   the same of flashmla::attend_paged
+    heads_at_once                    of how many heads K and V are made of a latent at a time
 """
 
 if __name__ == "lowering":
@@ -21,10 +22,11 @@ from ..sparsity import EXACTLY
 from . import counted_cpu, cpu, cpu_latent, cpu_paged
 from .bounds import bounds
 from .fp8 import quantize_latent
+from .head_groups import heads_at_once
 from .projected import attend_projected
 from .select_latent import choose_latent, supports_latent
 
-__all__ = ["choose", "choose_latent", "register", "supports", "supports_latent", "supports_paged"]
+__all__ = ["choose", "choose_latent", "heads_at_once", "register", "supports", "supports_latent", "supports_paged"]
 
 _registered: list[str] = []
 

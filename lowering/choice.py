@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+EVEN = 0.94
+"""Of the processors, that equal items have to keep busy for the others to be left idle."""
 
 
 @dataclass(frozen=True)
@@ -50,3 +54,12 @@ def padded_value(head_dim: int, value_dim: int) -> int:
     nothing wrote: D = 64, DV = 16 gave wrong numbers and stray addresses on an H100.
     """
     return max(padded(value_dim), min(64, padded(head_dim)))
+
+
+def programs(items: int, most: int, processors: int) -> int:
+    """How many share the key tiles of `items` items: all processors, or the few less among which equal items come out even.
+
+    H100, B=16 32k: 128 programs of an item each 687 us, 132, of which four find nothing to do, 697; cuDNN 686.
+    """
+    even = items * (processors // items) if items <= processors else math.ceil(items / math.ceil(items / processors))
+    return min(most, even if even >= EVEN * processors else processors)

@@ -27,7 +27,7 @@ from .printer import Printer, bare
 
 FAMILIES = (
     "prefill", "decode", "mla", "tokens", "promise", "estimate", "lsh", "mass", "hopper", "decode_hopper", "mla_exchange",
-    "tokens_exchange", "bounded",
+    "packed_exchange", "tokens_exchange", "bounded",
 )
 PAGED = ("prefill", "decode", "decode_hopper", "bounded")
 LOG2E = math.log2(math.e)
@@ -56,7 +56,8 @@ _GLUON = {
     "decode_hopper": (
         "hopper/tiles.py", "hopper/rings.py", "hopper/softmax.py", "decode/weights.py", "decode/balance.py",
         "decode/early.py", "decode/parts.py", "decode/consumer.py", "decode/hopper.py"),
-    "mla_exchange": (*_EXCHANGE, "mla/hopper_exchange.py"),
+    "mla_exchange": (*_EXCHANGE, "mla/copies.py", "mla/hopper_exchange.py"),
+    "packed_exchange": (*_EXCHANGE, "mla/copies.py", "mla/packed_exchange.py"),
     "tokens_exchange": (*_EXCHANGE, "tokens/exchange.py"),
 }
 _SCANS = {"": (), "threshold": ("sparse/scan.py",), "list": ("sparse/scan.py", "sparse/listed.py")}

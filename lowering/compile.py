@@ -23,6 +23,7 @@ from .held import Layout
 from .hopper import launch as hopper
 from .machine import MACHINES, Machine, machine_of
 from .mla import exchange_launch as exchange
+from .mla.workspace import PART_TYPE
 from .select import choose, supports
 from .sparse import listing, paging
 
@@ -35,9 +36,11 @@ _TILES = {torch.int8: "i8", torch.uint8: "u8"}
 _ALIGNED = [["tt.divisibility", 16]]
 _HELD, _HELD_ONES = {"*i32": 11, "*i64": 12}, (3, 7, 9)
 """How many numbers `held.Held` gives as strides, and `paging.Listed`; which are 1 where memory is contiguous."""
-_STRIDES = {"latent_strides": 3, "rope_strides": 3, "chosen_strides": 3, "table_strides": 3, "pages_strides": 2,
-            "scales_strides": 3}
+_STRIDES = {"pages_strides": 2} | dict.fromkeys(
+    ("latent_strides", "rope_strides", "chosen_strides", "codes_strides", "scales_strides", "table_strides"), 3)
 """How many, where not 4."""
+_IN_WORDS = ("codes_strides",)
+"""Strides that are no multiples of 16, as those of packed latents in words are not."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def kernels_of_sites(sites: Iterable[Site], arch: str | None = None) -> list[Com
     """
     wanted = {}
     for site in sites:
-        if site.latent.startswith(("absorbed", "either")):
+        if "latent" in site.shape:                                  # an operator that takes the latent stands for it
             continue
         q, k, v = shapes_of(site.shape)
         wanted[site.spec, q[3], v[3], site.dtype, q[1:3] == (q[1], 1)] = (q, k[2])
@@ -174,7 +177,7 @@ def compile_latent(
     spec: AttentionSpec, choice: Choice, rank: int, width: int, dtype: torch.dtype, arch: str = DEFAULT_ARCH,
     paged: bool = False, heads: int = 128, packed: bool = False,
 ) -> CompiledKernel:
-    """One kernel of attend_latent for one architecture: families mla, tokens, and of Hopper mla_exchange, tokens_exchange."""
+    """One kernel of attend_latent for one architecture: families mla, tokens, and of Hopper those with _exchange."""
     from . import modules
 
     machine_named(arch)
@@ -182,18 +185,19 @@ def compile_latent(
     function = getattr(modules.load(source, choice.family), choice.family)
     kind = _DTYPES[dtype]
     types = dict.fromkeys(("q_latent", "q_rope", "latent", "rope", "out"), kind)
-    types |= {"lse": "*fp32", "pages": "*i32", "chosen": "*i64", "cuts": "*i64"}
+    types |= {"codes": "*i32", "pages": "*i32", "chosen": "*i64", "cuts": "*i64"}
+    types |= dict.fromkeys(("scales", "tops", "lse"), "*fp32")
     if choice.family in exchange.FAMILIES:
         for name, tile in exchange.tiles(choice, heads, rank).items():
             box = [1] * ((4 if name in ("q_latent", "q_rope", "out") else 3) - len(tile)) + list(tile)
             types[name] = tma.tile_type(kind.removeprefix("*"), box, dtype)
-        types["workspace"] = tma.tile_type("fp32", list(exchange.part(choice, heads, 1, rank)), torch.float32)
+        types["workspace"] = tma.tile_type("fp16", list(exchange.part(choice, heads, 1, rank)), PART_TYPE)
         constants, registers = exchange.constants(choice, heads, rank, width, paged), tma.REGISTERS
         constants |= {} if choice.programs else {"cuts": None}
-        constants |= {} if choice.programs or choice.kv_splits > 1 else {"workspace": None, "lse": None}
+        constants |= {} if choice.programs or choice.kv_splits > 1 else {"workspace": None, "tops": None, "lse": None}
     else:
         types |= {"out": "*fp32"} if choice.kv_splits > 1 else {}
-        types |= {"latent": "*u8", "scales": "*fp32"} if packed else {}
+        types |= {"latent": "*u8"} if packed else {}
         form = fp8.conversion(machine_named(arch)) if packed else 0
         constants, registers = gpu_latent.constants(choice, rank, width, paged, form=form), 0
         constants |= {} if packed else {"scales": None}
@@ -254,7 +258,7 @@ def build(
             values.update(dict.fromkeys(((at, dim) for dim in ones), 1))
             count = _HELD[types[name.removesuffix("_strides")][2]] if held else ones[0] + 1
             signature[name] = tuple("constexpr" if dim in ones else "i32" for dim in range(count))
-            aligned = (dim for dim in range(4 if held else ones[0]) if dim not in ones)
+            aligned = (dim for dim in range(4 if held else ones[0]) if dim not in ones and name not in _IN_WORDS)
             attributes.update(dict.fromkeys(((at, dim) for dim in aligned), _ALIGNED))
         elif isinstance(signature[name], tuple):
             attributes.update(dict.fromkeys(((at, place) for place in range(len(signature[name]))), _ALIGNED))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import OperandError
-from ..ir import TILE
+from ..ir import TILE, AttentionSpec
 from ..ops import output_like, sdpa_output_like
 from ..sparsity import EXACTLY
 from .checks import check_operands
@@ -43,14 +43,22 @@ def attend_checked(
     q: Tensor, k: Tensor, v: Tensor, tables: Sequence[Tensor], sizes: Sequence[int], scalars: Sequence[float], spec: str
 ) -> Tensor:
     """`attend`, its operands known to be right."""
+    out = output_like(q, v, AttentionSpec.parse(spec).heads_first)
+    return attend_into(q, k, v, tables, sizes, scalars, spec, out)
+
+
+def attend_into(
+    q: Tensor, k: Tensor, v: Tensor, tables: Sequence[Tensor], sizes: Sequence[int], scalars: Sequence[float], spec: str,
+    out: Tensor,
+) -> Tensor:
+    """The same into out [B, H, T, Dv], of any strides."""
     plan = plan_of(spec, torch.promote_types(q.dtype, torch.float32))
-    out = output_like(q, v, plan.spec.heads_first)
     if out.numel() == 0 or k.shape[2] == 0:
         return out.zero_()
     env = (tables, sizes, scalars)
     if plan.spec.sparsity != EXACTLY:
         if plan.spec.sparsity.selects and q.shape[2] <= FEW_ROWS:
-            return attend_checked(q, k, v, tables, sizes, scalars, str(of_few_queries(plan.spec)))
+            return attend_into(q, k, v, tables, sizes, scalars, str(of_few_queries(plan.spec)), out)
         return sparse.attend(q, k, v, plan, env, out)
     scale = _fused_scale(q, v, plan, env)
     if scale is not None and _is_causal(q, plan, env):

@@ -42,8 +42,14 @@ def attend(
 ) -> Tensor:
     """The op. Shapes: see AttentionSpec. OperandError where operands and spec disagree."""
     check_operands(q, k, v, tables, sizes, scalars, spec, DTYPES)
+    return attend_into(q, k, v, tables, sizes, scalars, spec, output_like(q, v, AttentionSpec.parse(spec).heads_first))
+
+
+def attend_into(
+    q: Tensor, k: Tensor, v: Tensor, tables: list[Tensor], sizes: list[int], scalars: list[float], spec: str, out: Tensor
+) -> Tensor:
+    """`attend`, its operands known to be right, into out [B, H, T, Dv] of any strides."""
     meaning = AttentionSpec.parse(spec)
-    out = output_like(q, v, meaning.heads_first)
     if out.numel() == 0 or k.shape[2] == 0:
         return out.zero_()
     given = operands(meaning, tables, sizes, scalars)

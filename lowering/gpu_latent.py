@@ -22,6 +22,8 @@ from .machine import Machine, machine_of
 from .mla import exchange_launch as exchange
 from .mla.config import Shape, merging
 from .mla.config import candidates as tiles
+from .mla.workspace import Workspace
+from .mla.workspace import workspace as workspace_of
 from .select import DTYPES
 
 
@@ -86,8 +88,9 @@ def choose(spec: AttentionSpec, given: Latents, machine: Machine) -> Choice:
 def candidates(spec: AttentionSpec, given: Latents, machine: Machine) -> tuple[Choice, ...]:
     """Every configuration worth timing, the one that is taken without timing first."""
     q, packed = given.q_latent, given.rope is None
-    served = not gpu.interpreted() and given.rope is not None
-    by_tma = served and tma.describable(q, given.q_rope, given.latent, given.rope)
+    latent, rope, _ = given.fields
+    dense = given.latent.stride(1) == given.latent.shape[2] if packed else tma.describable(latent)
+    by_tma = not gpu.interpreted() and dense and tma.describable(q, given.q_rope, rope)
     tokens = None if given.tokens is None else given.tokens.shape[2]
     sizes = (given.keys, given.q_rope.shape[3])
     return configurations(spec, tuple(q.shape), *sizes, tokens, q.dtype, machine, packed=packed, by_tma=by_tma)
@@ -102,9 +105,10 @@ def configurations(
     shape = shape_for(q_latent, keys, rope, tokens, dtype.itemsize, packed)
     family = "mla" if tokens is None else "tokens"
     plain = tiles(family, shape, spec.kv_splits, machine)
-    if not by_tma or not exchange.serves(spec, shape, dtype, machine):
+    if not by_tma or (packed and tokens is not None) or not exchange.serves(spec, shape, dtype, machine):
         return plain
     batch, heads, queries, _ = q_latent
+    family = "packed" if packed else family
     return (*exchange.candidates(spec, f"{family}_exchange", (batch, heads, queries), shape, machine), plain[0])
 
 
@@ -147,16 +151,16 @@ def launch(spec: AttentionSpec, choice: Choice, given: Latents, operands: list[A
         start(kernel, grid, arguments, fixed, choice.warps, choice.stages, out.device.index)
         if lse is not None:
             rows = batch * heads * queries
-            _merge(parts, lse, None, out, 1, rows, rows, splits)
+            _merge(Workspace(parts, None, lse, None), out, 1, rows, rows, splits)
 
 
 def _exchange(spec: AttentionSpec, choice: Choice, given: Latents, operands: list[Any], out: Tensor) -> None:
     """The kernels whose blocks share a line of key tiles, or have one of kv_splits parts of an item."""
     batch, heads, queries, rank = given.q_latent.shape
     shape, lanes = shape_of(given), exchange.lanes(choice, *given.q_latent.shape[1:3])
-    workspace, lse, cuts = _workspace(choice, shape, lanes, rank, out)
+    workspace = workspace_of(choice, shape.items, lanes, rank, out.device)
     sizes = [batch, heads, queries, given.keys]
-    latent, rope, _ = given.fields
+    latent, rope, scales = given.fields
     if given.tokens is None:
         sizes += [choice.kv_splits]
     else:
@@ -164,49 +168,45 @@ def _exchange(spec: AttentionSpec, choice: Choice, given: Latents, operands: lis
         sizes += [shape.keys, choice.kv_splits, *exchange.shares(shape.items, tiles, max(1, choice.programs // lanes))]
     tensors = {"q_latent": given.q_latent, "q_rope": given.q_rope, "latent": latent, "rope": rope, "out": out}
     by_tma = exchange.described(choice, tensors)
-    latents = [by_tma["latent"], by_tma["rope"]] if given.tokens is None else _with_strides(
-        latent, rope, given.tokens)
-    parts = None if workspace is None else exchange.describe(workspace, *exchange.part(choice, heads, queries, rank))
-    arguments = (by_tma["q_latent"], by_tma["q_rope"], *latents, *_or_none(given.pages, 2), by_tma["out"], parts, lse, cuts,
+    if given.tokens is not None:
+        latents = _with_strides(latent, rope, given.tokens)
+    else:
+        words = [by_tma["latent"]] if scales is None else [latent.view(torch.int32), scales, scales.stride()]
+        latents = [*words, by_tma["rope"]]
+    kept: tuple[Any, ...] = (None, None, None, None)
+    if workspace is not None:
+        parts = exchange.describe(workspace.parts, *exchange.part(choice, heads, queries, rank))
+        kept = (parts, workspace.tops, workspace.lse, workspace.cuts)
+    arguments = (by_tma["q_latent"], by_tma["q_rope"], *latents, *_or_none(given.pages, 2), by_tma["out"], *kept,
                  *sizes, *operands)
     fixed = exchange.constants(choice, heads, rank, shape.rope, given.pages is not None)
     kernel = getattr(gpu.kernel(spec, choice.family), choice.family)
     with torch.cuda.device_of(out):
         kernel[choice.programs or choice.kv_splits * lanes * shape.items,](
             *arguments, **fixed, num_warps=choice.warps, maxnreg=tma.REGISTERS)
-        if workspace is not None and lse is not None:
-            splits = choice.kv_splits if cuts is None else max(2, choice.programs // lanes // shape.items)
+        if workspace is not None:
+            splits = choice.kv_splits if workspace.cuts is None else max(2, choice.programs // lanes // shape.items)
             block_h = exchange.box(choice, heads)
             rows = exchange.ROWS * lanes if lanes > 1 or given.tokens is not None else block_h * queries
             chosen = given.tokens is not None
-            _merge(workspace, lse, cuts, out, shape.items, exchange.ROWS * lanes, rows, splits, block_h, chosen)
-
-
-def _workspace(
-    choice: Choice, shape: Shape, lanes: int, rank: int, out: Tensor
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Parts, their log2-sum-exp, and where those of each item are, where that is not known beforehand."""
-    if not choice.programs and choice.kv_splits == 1:
-        return None, None, None
-    slots = 2 * choice.programs if choice.programs else shape.items * choice.kv_splits * lanes
-    cuts = out.new_empty(shape.items, dtype=torch.int64) if choice.programs else None
-    parts = out.new_empty((slots * exchange.ROWS, rank), dtype=torch.float32)
-    return parts, out.new_empty(slots * exchange.ROWS, dtype=torch.float32), cuts
+            _merge(workspace, out, shape.items, exchange.ROWS * lanes, rows, splits, block_h, chosen)
 
 
 def _or_none(x: Tensor | None, dims: int) -> list[Any]:
     return _with_strides(x) if x is not None else [None, (0,) * dims]
 
 
-def _merge(parts: Tensor, lse: Tensor, cuts: Tensor | None, out: Tensor, items: int, rows: int, count: int, splits: int,
-           block_h: int = 0, chosen: bool = False) -> None:
+def _merge(workspace: Workspace, out: Tensor, items: int, rows: int, count: int, splits: int, block_h: int = 0,
+           chosen: bool = False) -> None:
     """`count` rows of each item, part p of row r at p * `rows` + r; `splits`: how many parts, or how many to expect."""
     from .mla.merge import merge
 
     _, heads, queries, rank = out.shape
     early = block_h > 0 and not gpu.interpreted()
     block_p, block_m, warps = merging(splits, items * count, rank)
-    start(merge, (items * -(-count // block_m),), (parts, lse, cuts, out, out.stride(), rows, count, heads, queries, splits),
+    arguments = (workspace.parts, workspace.tops, workspace.lse, workspace.cuts, out, out.stride(), rows, count, heads, queries,
+                 splits)
+    start(merge, (items * -(-count // block_m),), arguments,
           {"R": rank, "BLOCK_R": padded(rank), "BLOCK_P": block_p, "BLOCK_M": block_m, "BLOCK_H": block_h, "CHOSEN": chosen,
            "EARLY": early}, warps, 3, out.device.index, **({"launch_pdl": True} if early else {}))
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from ..errors import OperandError
 from ..ir import AttentionSpec
 from ..ops import output_of
+from . import by_heads
+from .head_groups import heads_at_once
 
 Environment = tuple[list[Tensor], list[int], list[float]]
 """Tables, sizes and scalars of the spec."""
@@ -43,6 +45,8 @@ def attend_projected(
     """out [B, H, T, Dv] in the memory order of the spec. Raises OperandError where operands disagree."""
     given = Projected(q, latent, rope, keys, values, starts, rope_start)
     _check(given)
+    if AttentionSpec.parse(spec).site:
+        raise OperandError(f"attend_projected: no account is kept of attention over a latent; found {spec}")
     form = absorbed if gain > 0 else expanded
     return form(given, (tables, sizes, scalars), spec)
 
@@ -66,24 +70,16 @@ def absorbed(given: Projected, env: Environment, spec: str) -> Tensor:
 
 
 def expanded(given: Projected, env: Environment, spec: str) -> Tensor:
-    """Attention over K and V made for every head."""
-    parts = {start: _project(given.latent, weight) for start, weight in zip(given.starts, given.keys, strict=True)}
-    parts[given.rope_start] = given.rope[:, None].expand(-1, given.q.shape[1], -1, -1)
-    k = torch.cat([parts[start] for start in sorted(parts)], -1)                            # [B, H, S, D]
-    made = [_project(given.latent, weight) for weight in given.values]
-    v = made[0] if len(made) == 1 else torch.cat(made, -1)                                  # [B, H, S, Dv]
-    return torch.ops.flashmla.attend.default(given.q, k, v, *env, spec)
+    """Attention over K and V, made for as many heads at a time as `head_groups` says."""
+    (batch, heads, queries, width), q = given.q.shape, given.q
+    channels = width + sum(weight.shape[1] for weight in given.values)
+    most = heads_at_once(batch, heads, queries, given.latent.shape[1], channels, q.itemsize, q.device)
+    return by_heads.expanded(given, env, spec, most)
 
 
 def _by_head(x: Tensor) -> Tensor:
     """[B, H, T, n] -> [H, B*T, n]"""
     return x.transpose(0, 1).flatten(1, 2)
-
-
-def _project(latent: Tensor, weight: Tensor) -> Tensor:
-    """[B, S, R] times [H, n, R] -> [B, H, S, n]; the latent is read by all heads, repeated for none."""
-    rows = latent.flatten(0, 1).expand(weight.shape[0], -1, -1)
-    return torch.bmm(rows, weight.mT).unflatten(1, latent.shape[:2]).transpose(0, 1)
 
 
 @lru_cache(maxsize=4096)

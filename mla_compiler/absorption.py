@@ -16,6 +16,7 @@ from .passes.build import Builder
 from .passes.fold_operands import build
 from .passes.index_math import plain
 from .passes.select_tokens import Selection
+from .sparsity import EXACTLY
 
 if TYPE_CHECKING:
     from .pipeline import Progress, Run
@@ -25,13 +26,17 @@ _FORCED = {"always": Decision(True, "flashmla.absorb='always'"), "never": Decisi
 
 @dataclass
 class Latent:
-    """What is known of a latent attention: its parts or why they could not be read; the tokens chosen; the decision."""
+    """What is known of a latent attention: its parts or why they could not be read; the tokens chosen; the decision.
+
+    by_heads: expanded, K and V made for some heads at a time, by an operator that takes the latent.
+    """
 
     parts: Latents | Rejected
     decision: Decision
     selection: Selection | None = None
     shape: LatentShape | None = None
     certificate: float = -1.0
+    by_heads: bool = False
 
     @property
     def absorbed(self) -> bool:
@@ -54,13 +59,15 @@ class Latent:
             self.parts = replace(self.parts, latent=latent, rope=rope)
 
     def text(self) -> str:
-        """`absorbed, cheaper: rank 512 + rope 64`, `expanded: the projection adds a bias`, `either, absorbed where T < ...`."""
+        """`absorbed, cheaper: rank 512 + rope 64`, `expanded: the projection adds a bias`, `either, absorbed where T < ...`,
+        `expanded, dearer: rank 512 + rope 64, K and V of some heads at a time`."""
         if isinstance(self.parts, Rejected):
             return f"expanded: {self.parts}"
         form = "either" if self.either else "absorbed" if self.absorbed else "expanded"
         sparse = self.absorbed and self.selection is not None and self.selection.tokens is not None
         chosen = f", {self.selection.count} tokens a query" if sparse and self.selection is not None else ""
-        return f"{form}, {self.decision.why}: rank {self.parts.rank} + rope {self.parts.rope_size}{chosen}"
+        some = ", K and V of some heads at a time" if self.by_heads else ""
+        return f"{form}, {self.decision.why}: rank {self.parts.rank} + rope {self.parts.rope_size}{chosen}{some}"
 
 
 def absorb(run: Run) -> None:
@@ -109,13 +116,32 @@ def _shape(site: Progress, parts: Latents, selection: Selection | None) -> Laten
     )
 
 
+def by_heads(site: Progress, run: Run) -> bool:
+    """Whether K and V of an expanded site are made for some heads at a time: those of all heads may be more than the lowering
+    wants in memory, nothing else reads them, and the policy is exact, of which alone no account is kept."""
+    latent, spec = site.latent, site.spec
+    assert site.found is not None and site.grids is not None and spec is not None
+    if latent is None or latent.over_latents or not isinstance(latent.parts, Latents) or latent.shape is None:
+        return False
+    if spec.group != 1 or spec.sparsity != EXACTLY or spec.site or emit_projected.read_elsewhere(site.found, latent.parts):
+        return False
+    a, heads = latent.shape, int(site.found.sizes.heads)
+    sizes = [a.batch, a.queries, a.keys]
+    if not all(size.is_Integer for size in sizes):
+        return True
+    batch, queries, keys = map(int, sizes)
+    width, q = int(a.nope + a.rope + a.value), site.grids[0].node.meta["val"]
+    return run.lowering.heads_at_once(batch, heads, queries, keys, width, q.itemsize, q.device) < heads
+
+
 def emit_over_latents(site: Progress, run: Run, given: emit.Arguments, builder: Builder) -> Node:
-    """Put the operator in the graph; the node that has the anchor's value now."""
+    """Put the operator that takes the latent in the graph; the node that has the anchor's value now."""
     found, latent = run.under(site), site.latent
     assert latent is not None and isinstance(latent.parts, Latents) and site.grids is not None
-    expanded = _expanded(site, builder) if run.options.certificate else None
-    if latent.decision.gain is not None:
-        done = emit_projected.rewrite(found, latent.parts, site.grids[0], latent.decision.gain, given, builder)
+    expanded = _expanded(site, builder) if run.options.certificate and latent.over_latents else None
+    if latent.either or latent.by_heads:
+        gain = latent.decision.gain or sympy.Integer(0)
+        done = emit_projected.rewrite(found, latent.parts, site.grids[0], gain, given, builder)
     else:
         tokens = select_tokens.rewrite(found, latent.selection, builder) if latent.selection else None
         paged = site.pages.paged if site.pages is not None else None

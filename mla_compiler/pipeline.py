@@ -20,7 +20,7 @@ import sympy
 import torch
 from torch.fx import Graph, Node
 
-from .absorption import Latent, absorb, emit_over_latents
+from .absorption import Latent, absorb, by_heads, emit_over_latents
 from .errors import VerifyError
 from .ir import AttentionSpec, Reason, Rejected, Site
 from .options import Options
@@ -63,6 +63,10 @@ class Lowering(Protocol):
         device: torch.device,
     ) -> tuple[str, str]:
         """The same of attention over a latent; rope [B, S, P]; `tokens` chosen for each query."""
+
+    def heads_at_once(self, batch: int, heads: int, queries: int, keys: int, width: int, itemsize: int,
+                      device: torch.device) -> int:
+        """Heads whose K and V, `width` channels together, are made at a time where they are made of a latent."""
 
 
 @dataclass
@@ -248,7 +252,9 @@ def emit_all(run: Run) -> None:
         except LookupError as error:
             site.reject(Reason.MASK, str(error))
             continue
-        if site.latent is not None and site.latent.over_latents:
+        if site.latent is not None:
+            site.latent.by_heads = by_heads(site, run)
+        if site.latent is not None and (site.latent.over_latents or site.latent.by_heads):
             out = emit_over_latents(site, run, given, builder)
         else:
             paged = site.pages.paged if site.pages is not None else None

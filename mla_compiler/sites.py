@@ -50,9 +50,9 @@ def describe(index: int, site: Progress, run: Run) -> Site:
 
 
 def _form(site: Progress) -> Callable[[Progress, Run], tuple[Costs, str, str]]:
-    if site.latent is None or not site.latent.over_latents:
+    if site.latent is None or not (site.latent.over_latents or site.latent.by_heads):
         return _attended
-    return _either if site.latent.either else _absorbed
+    return _absorbed if site.latent.absorbed else _projected
 
 
 def _attended(site: Progress, run: Run) -> tuple[Costs, str, str]:
@@ -89,19 +89,30 @@ def _absorbed(site: Progress, run: Run) -> tuple[Costs, str, str]:
     return latent_costs(site.latent.shape, site.spec, run.hints(), sizes), kernel, config
 
 
-def _either(site: Progress, run: Run) -> tuple[Costs, str, str]:
+def _projected(site: Progress, run: Run) -> tuple[Costs, str, str]:
     """Of flashmla::attend_projected, in the form that the sizes at hand take."""
     assert site.attend is not None and site.spec is not None and site.latent is not None and site.latent.shape is not None
-    q, (_, keys, rank), rope = (tuple(map(hint, node.meta["val"].shape)) for node in site.attend.args[:3])
-    value, spec = _value(site), site.spec
-    if site.latent.decision.absorb:
-        found = run.lowering.choose_latent(spec, (*q[:3], rank), rope, None, value.dtype, value.device)
+    q, (_, _, rank), rope = (tuple(map(hint, node.meta["val"].shape)) for node in site.attend.args[:3])
+    value, spec, absorb = _value(site), site.spec, site.latent.decision.absorb
+    if absorb:
+        kernel, config = run.lowering.choose_latent(spec, (*q[:3], rank), rope, None, value.dtype, value.device)
     else:
-        width = hint(site.attend.meta["val"].shape[3])
-        found = run.lowering.choose(spec, q, (*q[:2], keys, q[3]), (*q[:2], keys, width), value.dtype, value.device)
+        kernel, config = _by_heads(site, run, q, rope[1])
     sizes = {f"n{at}": hint(size) for at, size in enumerate(site.attend.args[9])}
-    costs = latent_costs(site.latent.shape, spec, run.hints(), sizes, site.latent.decision.absorb)
-    return costs, found[0], f"{found[1]}, at the sizes at hand"
+    costs = latent_costs(site.latent.shape, spec, run.hints(), sizes, absorb)
+    at_hand = any(isinstance(size, torch.SymInt) for node in site.attend.args[:2] for size in node.meta["val"].shape)
+    return costs, kernel, f"{config}, at the sizes at hand" if at_hand else config
+
+
+def _by_heads(site: Progress, run: Run, q: tuple[int, ...], keys: int) -> tuple[str, str]:
+    """Kernel and configuration of one group of heads, and how many those are if not all."""
+    assert site.attend is not None and site.spec is not None
+    value, width = _value(site), hint(site.attend.meta["val"].shape[3])
+    batch, heads, queries, head_dim = q
+    most = run.lowering.heads_at_once(batch, heads, queries, keys, head_dim + width, value.itemsize, value.device)
+    group = (batch, most, queries, head_dim), (batch, most, keys, head_dim), (batch, most, keys, width)
+    kernel, config = run.lowering.choose(site.spec, *group, value.dtype, value.device)
+    return kernel, config if most == heads else f"{config}, {most} of {heads} heads at a time"
 
 
 def _latent_facts(site: Progress) -> dict[str, Any]:

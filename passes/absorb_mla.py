@@ -32,11 +32,12 @@ _BIASED = ("addmm", "baddbmm")
 
 @dataclass(frozen=True)
 class Linear:
-    """Channels [start, start + size) of every head are `weight` [H, size, R] times the latent."""
+    """Channels [start, start + size) of every head are `weight` [H, size, R] times the latent, by the node `product`."""
 
     start: int
     size: int
     weight: Weight
+    product: Node
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ class _Reader(Reader):
         last = places[-1][0]
         if not found or last.op not in ("placeholder", "get_attr"):
             return self._reject(Reason.WEIGHT, f"{last.name}, {operator_name(last)}")
-        return Linear(part.start, part.size, found[-1]), grids
+        return Linear(part.start, part.size, found[-1], part.node), grids
 
     def _reject(self, reason: Reason, found: str) -> Rejected:
         return Rejected(self.site.anchor.name, reason, found)

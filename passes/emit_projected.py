@@ -1,7 +1,8 @@
 """Latents(K = [W_uk c ; rope], V = W_uv c)  =>  flashmla::attend_projected(q, c, rope, W_uk, W_uv, ..., gain, ...)
 
 One node that holds both forms, for lengths known only as they come: absorbed while gain, an integer computed from the sizes
-of the inputs, is positive. No guard asks its sign, so nothing recompiles.
+of the inputs, is positive. No guard asks its sign, so nothing recompiles. Where expanding is always cheaper gain is 0: K and V
+are made for some heads at a time.
 
 Needs: Latents of the site, a complete spec of H key heads. Keeps: shape, stride and dtype of the value that is replaced.
 """
@@ -18,6 +19,19 @@ from .build import Builder
 from .emit import Arguments, like_anchor
 from .emit_latent import Emitted, latent_operands
 from .fold_operands import Grid
+
+
+def read_elsewhere(site: Attention, latents: Latents) -> bool:
+    """Whether something beside the attention reads K or V as they are written, so that all heads' are made anyway."""
+    todo = [linear.product for linear in (*latents.keys, *latents.values)]
+    seen = {site.anchor, *todo}
+    while todo:
+        found = [user for user in todo.pop().users if user not in seen]
+        if any(user.op == "output" or user.is_impure() for user in found):
+            return True
+        seen.update(found)
+        todo += found
+    return False
 
 
 def rewrite(site: Attention, latents: Latents, q: Grid, gain: sympy.Basic, given: Arguments, builder: Builder) -> Emitted:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from ... import expr as E
 from ...ir import AttentionSpec
-from ..choice import Choice, padded, padded_value
+from ..choice import Choice, padded, padded_value, programs
 from ..machine import Machine
 
 MAX_PARTS = 128
@@ -65,7 +65,7 @@ def _choice(spec: AttentionSpec, shape: Shape, block_n: int, stages: int, each: 
     most = items * math.ceil(shape.keys / block_n)
     return Choice(
         "decode", block_m, block_n, 8 if block_m * dv >= 8192 else 4, stages, splits,
-        programs=min(each * machine.processors, most) if balanced else 0,
+        programs=programs(items, most, each * machine.processors) if balanced else 0,
         block_b=block_b if balanced else 1, block_t=block_t if balanced else 1,
         block_r=min(block_m, power(rows), _MERGED // dv),
     )

@@ -11,7 +11,7 @@ import torch
 
 from ...ir import AttentionSpec
 from ...pool.formats import FORMATS
-from ..choice import Choice, padded
+from ..choice import Choice, padded, programs
 from ..hopper.config import serves as addressable
 from ..machine import Machine
 from .config import MOST_BOUNDS, Shape, batch_block, power, same_for_all_heads
@@ -60,8 +60,10 @@ def keys_of(block_n: int, width: int) -> int:
 
 def _choice(spec: AttentionSpec, shape: Shape, block_m: int, block_n: int, stages: int, machine: Machine) -> Choice:
     rows = spec.group * shape.queries
-    most = shape.batch * shape.kv_heads * -(-rows // block_m) * -(-shape.keys // block_n)
+    items = shape.batch * shape.kv_heads * -(-rows // block_m)
     return Choice(
-        "decode_hopper", block_m, block_n, 4, stages, programs=min(machine.processors, most), block_b=batch_block(shape.batch),
-        block_t=power(shape.queries), block_r=min(16, power(rows), _MERGED // padded(shape.value_dim)),
+        "decode_hopper", block_m, block_n, 4, stages,
+        programs=programs(items, items * -(-shape.keys // block_n), machine.processors),
+        block_b=batch_block(shape.batch), block_t=power(shape.queries),
+        block_r=min(16, power(rows), _MERGED // padded(shape.value_dim)),
     )

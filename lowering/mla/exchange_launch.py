@@ -11,14 +11,15 @@ from torch import Tensor
 
 from ... import expr as E
 from ...ir import AttentionSpec
-from ..choice import Choice, padded
+from ...ops import packed_width
+from ..choice import Choice, padded, programs
 from ..hopper.config import has_gluon
 from ..machine import Machine
 from ..prefill.config import room
 from ..tma import describe
 from .config import Shape, parts
 
-FAMILIES = ("mla_exchange", "tokens_exchange")
+FAMILIES = ("mla_exchange", "packed_exchange", "tokens_exchange")
 LEAST_TILES = 3
 """Key tiles of a block: fewer, and its part costs more to write and join than its keys to read."""
 LINE_QUERIES = 16
@@ -34,6 +35,7 @@ FULL = 0.9
 ROWS = 64
 BLOCK_N = 64
 _RANKS = (128, 256, 512)
+PACKED_RANK = 512
 LARGEST_ROPE = 64
 """Columns of the rope part: its queries lie where weights will."""
 
@@ -44,6 +46,7 @@ def serves(spec: AttentionSpec, shape: Shape, dtype: torch.dtype, machine: Machi
         machine.backend == "cuda" and machine.capability == (9, 0) and dtype in (torch.float16, torch.bfloat16)
         and spec.residue == sympy.true and spec.tile is None and room(spec) == (128, 128) and padded(shape.rank) in _RANKS
         and shape.rank % 8 == shape.rope % 8 == 0 and shape.rope <= LARGEST_ROPE and has_gluon()
+        and (not shape.packed or shape.rank == PACKED_RANK)
     )
 
 
@@ -66,7 +69,9 @@ def candidates(
     if shared is None:
         return tuple(equal)
     full = shape.items * lanes(whole, *rows[1:]) >= FULL * machine.processors
-    alone = shape.items == 1 and family == "mla_exchange"
+    alone = shape.items == 1 and family != "tokens_exchange"
+    if full and shape.items * lanes(whole, *rows[1:]) > shared.programs:
+        return tuple(equal)                                         # each item has a slot of the workspace
     return (*equal, shared) if full or alone else (shared, *equal)
 
 
@@ -82,25 +87,25 @@ def lanes(choice: Choice, heads: int, queries: int) -> int:
 
 
 def constants(choice: Choice, heads: int, rank: int, width: int, paged: bool) -> dict[str, Any]:
-    """The constexpr arguments."""
+    """The constexpr arguments. Packed rows lie as they were packed."""
     found = {"R": rank, "BLOCK_N": BLOCK_N, "HALF": padded(rank) // 2, "BLOCK_P": LARGEST_ROPE, "BLOCK_H": box(choice, heads),
              "IN_PAGES": paged, "BLOCK_B": choice.block_b if choice.programs else 0}
+    found |= {"ROW": packed_width(rank, width) // 4} if choice.family == "packed_exchange" else {}
     return found | ({"P": width} if choice.family == "tokens_exchange" else {"BLOCK_T": choice.block_t})
 
 
 def tiles(choice: Choice, heads: int, rank: int) -> dict[str, tuple[int, ...]]:
-    """The tile of each descriptor: of q_latent, q_rope and out [B, T, H, .], of latent and rope [.., S, .]."""
+    """The tile of each descriptor: of q_latent, q_rope and out [B, T, H, .], of what TMA reads of latent, rope [.., S, .]."""
     rows, half = (ROWS // box(choice, heads), box(choice, heads)), padded(rank) // 2
     found: dict[str, tuple[int, ...]] = {"q_latent": (*rows, half), "q_rope": (*rows, LARGEST_ROPE), "out": (*rows, half)}
-    return found | ({"latent": (BLOCK_N, half), "rope": (BLOCK_N, LARGEST_ROPE)} if choice.family == "mla_exchange" else {})
+    found |= {"latent": (BLOCK_N, half)} if choice.family == "mla_exchange" else {}
+    return found | ({"rope": (BLOCK_N, LARGEST_ROPE)} if choice.family != "tokens_exchange" else {})
 
 
 def part(choice: Choice, heads: int, queries: int, rank: int) -> tuple[int, int]:
-    """The tile of the descriptor of parts [slots * 64, R], float32, in the queries' memory of a warpgroup: rows that there are.
-
-    8 at least, which are swizzled together.
-    """
-    return min(ROWS, max(8, box(choice, heads) * _power(queries))), padded(rank) // 4
+    """The tile of the descriptor of parts [slots * 64, R], PART_TYPE, in the queries' memory of a warpgroup: rows that there
+    are; 8 at least, which are swizzled together."""
+    return min(ROWS, max(8, box(choice, heads) * _power(queries))), padded(rank) // 2
 
 
 def described(choice: Choice, given: dict[str, Tensor]) -> dict[str, Any]:
@@ -117,7 +122,7 @@ def line(spec: AttentionSpec, family: str, batch: int, heads: int, queries: int,
         return None
     rows = lanes(whole, heads, queries)
     tiles, items = -(-keys // BLOCK_N), batch * queries if tokens else batch
-    blocks = max(1, min(machine.processors // rows, -(-items * tiles // LEAST_TILES)))
+    blocks = programs(items, max(1, -(-items * tiles // LEAST_TILES)), max(1, machine.processors // rows))
     return Choice(family, ROWS, BLOCK_N, 4, 2, programs=blocks * rows, block_b=1 if tokens else _power(batch),
                   block_t=1 if tokens else _power(queries))
 

@@ -1,9 +1,10 @@
 """out = acc / l, or a part of it and its log2-sum-exp: what a warpgroup of the exchange kernels does with its sums
 
 They go through the memory of the queries, which are not needed any more, to TMA: as they lie in registers, rows would be
-written 8 bytes a thread at a time. Parts are float32 and go in two halves, for which there is room one after the other.
-Workspace: parts [slots * lanes * 64, R], each normalised, a descriptor of boxes of as many rows as there are and HALF / 2
-columns; lse [slots * lanes, 64] in units of log2, -inf where a part saw no key.
+written 8 bytes a thread at a time. A part is normalised, and of each half of a row the greatest magnitude is taken out: what
+is left is at most 1 and keeps 11 bits in float16, as many as a result in float16 has and eight times finer than bfloat16.
+Workspace: parts [slots * lanes * 64, R] float16, a descriptor of boxes of as many rows as there are and HALF columns; tops
+[slots * lanes, 64, 2] float32, the magnitudes; lse [slots * lanes, 64] in units of log2, -inf where a part saw no key.
 """
 
 from triton.experimental import gluon
@@ -42,7 +43,7 @@ def normaliser(w: gl.constexpr, m, l, place, message, small, bars, turn, sizes, 
 def finish(w: gl.constexpr, acc, m, l, place, message, queries, small, bars, turn, sizes, env, to,
            R: gl.constexpr, BLOCK_H: gl.constexpr):
     """Stores columns w * HALF and on of sums acc [64, HALF], whose rows have the maximum m [64] and the denominator l [64]."""
-    out, workspace, lse, _cuts = to
+    out, workspace, tops, lse, _cuts = to
     HALF: gl.constexpr = acc.shape[1]
     layout: gl.constexpr = acc.type.layout
     m, l, scale = normaliser(w, m, l, place, message, small, bars, turn, sizes, env, BLOCK_H)
@@ -58,14 +59,15 @@ def finish(w: gl.constexpr, acc, m, l, place, message, queries, small, bars, tur
         if slot >= 0:
             lane, lanes = lane_of(sizes, BLOCK_H)
             at = (slot * lanes + lane) * ROWS
-            halves = acc.reshape([ROWS, 2, HALF // 2]).permute([0, 2, 1]).split()
-            room = queries[0].index(w).reshape([ROWS, HALF])._reinterpret(gl.float32, [ROWS, HALF // 2], workspace.layout)
-            there = room.slice(0, workspace.block_type.shape[0], 0)
-            for part in gl.static_range(2):
-                room.store(halves[part])
-                fence_async_shared()
-                tma.async_copy_shared_to_global(workspace, [at, w * HALF + part * (HALF // 2)], there)
-                tma.store_wait(0)
+            o_row = at + gl.arange(0, ROWS, gl.SliceLayout(1, layout))
+            top = gl.max(gl.maximum(acc, -acc), 1)
+            top = gl.where((top > 1e-30) & (top < float("inf")), top, 1.0)   # of which there is a reciprocal
+            room = queries[0].index(w).reshape([ROWS, HALF])._reinterpret(gl.float16, [ROWS, HALF], workspace.layout)
+            room.store((acc * (1.0 / top)[:, None]).to(gl.float16))
+            fence_async_shared()
+            tma.async_copy_shared_to_global(workspace, [at, w * HALF], room.slice(0, workspace.block_type.shape[0], 0))
+            gl.store(tops + o_row * 2 + w, top)
+            tma.store_wait(0)
             if w == 0:
                 gl.store(lse + at + gl.arange(0, ROWS, m.type.layout), m + gl.log2(l))
     mbarrier.arrive(bars[2].index(FREE))

@@ -12,35 +12,13 @@ new barrier lets pass.
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 from triton.language.extra.cuda import gdc_launch_dependents
 
-from ..hopper.tiles import uniform
+from .copies import copy_piece, page_of
 from .exchange import even, odd
 from .line import note_cuts, plan_of, segment_of, slot_of
 from .memory import ask, begin, common, pieces
 from .rows import PAGE, live_of, place_of
-
-
-@gluon.jit
-def page_of(pages, strides, item, j0, m_any, IN_PAGES: gl.constexpr):
-    """The page of key j0 of an item, where m_any; without pages, the item."""
-    if IN_PAGES:
-        at = pages + gl.cast(item, gl.int64) * strides[0] + (j0 // PAGE).to(gl.int64) * strides[1]
-        return uniform(gl.load(at, mask=m_any, other=0))
-    else:
-        return item
-
-
-@gluon.jit
-def copy_piece(piece: gl.constexpr, descs, at, rings, bars, slot, phase):
-    """One piece of a tile, at = (block, row), once its slot is empty."""
-    HALF: gl.constexpr = rings[0].shape[3]
-    bar = bars[0].index(2 * piece + slot)
-    mbarrier.wait(bars[1].index(2 * piece + slot), phase)
-    mbarrier.expect(bar, descs[piece % 2].block_type.nbytes)
-    column: gl.constexpr = HALF if piece == 2 else 0
-    tma.async_copy_global_to_shared(descs[piece % 2], [at[0], at[1], column], bar, rings[piece].index(slot))
 
 
 @gluon.jit
@@ -62,7 +40,7 @@ def load(descs, pages, pages_strides, queries, rings, bars, message, sizes, env,
         segment = segment_of(item, (start, end), plan, sizes, env, N, BLOCK_B, BLOCK_T, BLOCK_H)
         part, parts, _holder, start, last, first, count = segment
         numbers = (place[0], place[1], place[2], first, start, last, count, gl.minimum(below, last), above,
-                   slot_of(part, parts, sizes, BLOCK_B, BLOCK_H), part, plan[5] - 1 - item)
+                   slot_of(item, part, parts, sizes, BLOCK_B, BLOCK_H), part, plan[5] - 1 - item)
         block = page_of(pages, pages_strides, item, first + (count - 1) * N, count > 0, IN_PAGES)
         for t in range(count):
             slot = t % 2
@@ -83,7 +61,7 @@ def load(descs, pages, pages_strides, queries, rings, bars, message, sizes, env,
 
 
 @gluon.jit(do_not_specialize=["B", "H", "T", "S", "SPLITS"])
-def mla_exchange(q_latent, q_rope, latent, rope, pages, pages_strides, out, workspace, lse, cuts, B, H, T, S, SPLITS,
+def mla_exchange(q_latent, q_rope, latent, rope, pages, pages_strides, out, workspace, tops, lse, cuts, B, H, T, S, SPLITS,
                  operands, R: gl.constexpr, BLOCK_N: gl.constexpr, HALF: gl.constexpr, BLOCK_P: gl.constexpr,
                  BLOCK_H: gl.constexpr, IN_PAGES: gl.constexpr, BLOCK_B: gl.constexpr, BLOCK_T: gl.constexpr):
     env = operands
@@ -91,7 +69,7 @@ def mla_exchange(q_latent, q_rope, latent, rope, pages, pages_strides, out, work
     queries, bars, b_p, small, message = common(latent.dtype, BLOCK_N, HALF, BLOCK_P, BLOCK_H, 1)
     sizes = (B, H, T, S, S, SPLITS, SPLITS, SPLITS)
     descs = (latent, rope, q_latent, q_rope)
-    to = (out, workspace, lse, cuts)
+    to = (out, workspace, tops, lse, cuts)
     gl.warp_specialize([
         (even, ((), queries, rings, bars, b_p, small, message, sizes, env, to, R, BLOCK_H)),
         (odd, ((), queries, rings, bars, b_p, small, message, sizes, env, to, R, BLOCK_H)),

@@ -3,8 +3,9 @@
 An item is what shares its keys: a sequence, or with chosen tokens one query. Block w = pid // lanes of a lane takes tiles
 [w * each, (w + 1) * each) of its line. The warps that load find all of this from the lengths.
 Without a line (BLOCK_B = 0) a block has one item, or one of SPLITS equal parts of it.
-A part of an item that has several goes to a slot of the workspace: without a line to slot w; with one, the first part of an
-item to slot 2 w + 1 and others to 2 w, for a block may end one item and begin another.
+A part of an item that has several goes to a slot of the workspace: without a line to slot w; with one, block w's part of
+an item to slot w + item. From one piece of the line to the next the block, the item or both become one more, so no two have
+one slot, and the parts of an item lie side by side.
 
 A plan is (at, stop, each, whole, first item, one past the last, tiles of each item or 0 where they differ); a segment is
 (part, parts, holder, begin, last, first, count): keys [begin, last) in `count` tiles from `first` on, one at least; block
@@ -178,19 +179,19 @@ def segment_of(item, live, plan, sizes, env, N: gl.constexpr, BLOCK_B: gl.conste
 
 
 @gluon.jit
-def slot_of(part, parts, sizes, BLOCK_B: gl.constexpr, BLOCK_H: gl.constexpr):
+def slot_of(item, part, parts, sizes, BLOCK_B: gl.constexpr, BLOCK_H: gl.constexpr):
     """Where this block keeps its part of an item; -1: nowhere, it has all of it."""
     _lane, lanes = lane_of(sizes, BLOCK_H)
-    w = gl.program_id(0) // lanes
+    slot = gl.program_id(0) // lanes
     if BLOCK_B > 0:
-        w = 2 * w + (part == 0).to(gl.int32)
-    return gl.where((parts == 1) & (part == 0), -1, w)
+        slot += item
+    return gl.where((parts == 1) & (part == 0), -1, slot)
 
 
 @gluon.jit
 def note_cuts(cuts, item, segment, sizes, BLOCK_B: gl.constexpr, BLOCK_H: gl.constexpr):
-    """For the merge: cuts [items] int64, 2^32 times the first slot of an item, that of part 0 apart, plus how many parts."""
+    """For the merge: cuts [items] int64, 2^32 times the slot of an item's part 0 plus how many parts."""
     if BLOCK_B > 0:
         lane, _lanes = lane_of(sizes, BLOCK_H)
         if (lane == 0) & (segment[0] == 0):
-            gl.store(cuts + item, (segment[2] * 2).to(gl.int64) * 4294967296 + segment[1])
+            gl.store(cuts + item, (segment[2] + item).to(gl.int64) * 4294967296 + segment[1])

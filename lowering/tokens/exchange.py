@@ -67,7 +67,7 @@ def gather(source, keys, descs, queries, rings, bars, message, sizes, env, cuts,
         segment = segment_of(item, (start, end), plan, sizes, env, N, BLOCK_B, 1, BLOCK_H)
         part, parts, _holder, _start, last, first, count = segment
         numbers = (place[0], place[1], place[2], first, start, last, count, below, above,
-                   slot_of(part, parts, sizes, BLOCK_B, BLOCK_H), part, plan[5] - 1 - item)
+                   slot_of(item, part, parts, sizes, BLOCK_B, BLOCK_H), part, plan[5] - 1 - item)
         for t in range(count):
             at = t % 2
             phase = (gl.where(at == 0, evens, odds) + t // 2) % 2 ^ 1
@@ -91,7 +91,7 @@ def gather(source, keys, descs, queries, rings, bars, message, sizes, env, cuts,
 
 @gluon.jit(do_not_specialize=["B", "H", "T", "S", "K", "SPLITS", "EACH", "STEP"])
 def tokens_exchange(q_latent, q_rope, latent, latent_strides, rope, rope_strides, chosen, chosen_strides, pages, pages_strides,
-                    out, workspace, lse, cuts, B, H, T, S, K, SPLITS, EACH, STEP,
+                    out, workspace, tops, lse, cuts, B, H, T, S, K, SPLITS, EACH, STEP,
                     operands, R: gl.constexpr, P: gl.constexpr, BLOCK_N: gl.constexpr, HALF: gl.constexpr,
                     BLOCK_P: gl.constexpr, BLOCK_H: gl.constexpr, IN_PAGES: gl.constexpr, BLOCK_B: gl.constexpr):
     env = operands
@@ -101,7 +101,7 @@ def tokens_exchange(q_latent, q_rope, latent, latent_strides, rope, rope_strides
     sizes = (B, H, T, S, K, SPLITS, EACH, STEP)
     keys = (latent, latent_strides, rope, rope_strides)
     source = (chosen, chosen_strides, pages, pages_strides)
-    to = (out, workspace, lse, cuts)
+    to = (out, workspace, tops, lse, cuts)
     gl.warp_specialize([
         (even, (source, queries, rings, bars, b_p, small, message, sizes, env, to, R, BLOCK_H)),
         (odd, (source, queries, rings, bars, b_p, small, message, sizes, env, to, R, BLOCK_H)),

@@ -110,7 +110,9 @@ def test_the_kernels_of_a_report_come_once_each():
     step = shape.replace("8, 4096", "8, 1")
     other = Site(1, "attend", status="fused", spec=str(CAUSAL), shape=step, dtype="bfloat16")
     wide = Site(2, "attend", status="fused", spec=str(CAUSAL), shape=shape.replace("64]", "512]"), dtype="bfloat16")
-    found = kernels_of_sites([site, site, other, wide], "sm_90")
+    latents = shape.replace("k [1, 2", "latent [1").replace("v [1, 2", "rope [1")
+    by_heads = Site(3, "attend", status="fused", spec=str(CAUSAL), shape=latents, dtype="bfloat16", latent="expanded, dearer")
+    found = kernels_of_sites([site, site, other, wide, by_heads], "sm_90")
     assert [kernel.name for kernel in found] == ["hopper", "decode_hopper"]
     assert all(kernel.source and kernel.ptx for kernel in found)
 

@@ -1,5 +1,6 @@
 """The exchange kernels as threads on the CPU: equal to the formula, however the keys are divided; nobody waits for ever."""
 
+from dataclasses import replace
 from functools import partial
 from unittest import mock
 
@@ -9,6 +10,7 @@ import torch
 from mla_compiler.lowering import codegen, gpu
 from mla_compiler.lowering.choice import Choice
 from mla_compiler.lowering.mla import exchange_launch
+from mla_compiler.lowering.mla.workspace import workspace
 
 from .gluon.memory import Descriptor
 from .gluon.run import run as run_kernel
@@ -35,9 +37,12 @@ class Threads:
         return launch
 
 
-def errors(case: Case) -> tuple[float, float]:
-    """(the kernel's, the formula's in float16): largest differences from float64. Copies are early, then products."""
+def errors(case: Case, exponent: int = 0) -> tuple[float, float]:
+    """(the kernel's, the formula's in its dtype): largest differences from float64. Copies are early, then products.
+    Latents times 2^exponent, their queries as much smaller: the same weights."""
     given, tables = operands(case)
+    if exponent:
+        given = replace(given, q_latent=given.q_latent * 2.0**-exponent, latent=given.latent * 2.0**exponent)
     best = truth(case, given, tables)
     formula = (truth(case, given, tables, case.dtype) - best).abs().max().item()
     found = []
@@ -48,13 +53,13 @@ def errors(case: Case) -> tuple[float, float]:
     return max(found), max(formula, best.abs().max().item() * torch.finfo(case.dtype).eps)
 
 
-def check(interpreted, case: Case, programs: int, splits: int = 1) -> None:
+def check(interpreted, case: Case, programs: int, splits: int = 1, exponent: int = 0) -> None:
     """`programs` that share a line; 0: each item in `splits` parts."""
-    family = "tokens_exchange" if case.chosen else "mla_exchange"
+    family = "tokens_exchange" if case.chosen else "packed_exchange" if case.packed else "mla_exchange"
     power = lambda n: 1 << (n - 1).bit_length()  # noqa: E731
     block_b, block_t = (1, 1) if case.chosen else (power(case.batch), power(case.queries))
     choice = Choice(family, 64, 64, 4, 2, splits, programs=programs, block_b=block_b, block_t=block_t)
-    error, formula = interpreted(errors, case.but(choice=choice))
+    error, formula = interpreted(errors, case.but(choice=choice), exponent)
     assert error <= 2 * formula, (error, formula, case, choice)
 
 
@@ -68,6 +73,22 @@ def test_dense(interpreted, name, programs, splits):
 @pytest.mark.parametrize("programs, splits", [(0, 1), (0, 3), (4, 1)])
 def test_chosen_tokens(interpreted, name, programs, splits):
     check(interpreted, HULLS[name].but(**SMALL, keys=500, chosen=280), programs, splits)
+
+
+@pytest.mark.parametrize("exponent", [-30, 30, 100])
+@pytest.mark.parametrize("programs, splits", [(0, 3), (5, 1)])
+def test_parts_of_any_magnitude(interpreted, programs, splits, exponent):
+    """Parts are float16, what they hold is not."""
+    check(interpreted, HULLS["live length"].but(**SMALL, keys=500, dtype=torch.bfloat16), programs, splits, exponent)
+
+
+def test_the_workspace_has_a_slot_for_each_piece():
+    """B=4 of 8k, 128 heads: 66 blocks of each of two boxes cut 4 items in 69 pieces at most; then B=1 in 66 parts."""
+    for choice, items, pieces in ((Choice("mla_exchange", 64, 64, 4, 2, programs=132), 4, 132 + 6),
+                                  (Choice("mla_exchange", 64, 64, 4, 2, 66), 1, 132)):
+        found = workspace(choice, items, 2, 512, torch.device("cpu"))
+        assert found.parts.nbytes == pieces * 64 * 1024 and found.parts.shape[0] == len(found.tops) == len(found.lse)
+    assert workspace(Choice("mla_exchange", 64, 64, 4, 2), 1, 2, 512, torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize("programs", [2, 3, 6, 8])
@@ -91,3 +112,20 @@ def test_boxes_of_rows(interpreted, chosen, heads, queries, lanes):
 @pytest.mark.parametrize("chosen", [0, 100])
 def test_pages(interpreted, chosen):
     check(interpreted, HULLS["live length"].but(**SMALL, keys=300, batch=2, paged=True, chosen=chosen), 4)
+
+
+PACKED = {"rank": 512, "width": 64, "packed": True, "dtype": torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", HULLS)
+@pytest.mark.parametrize("programs, splits", [(0, 1), (0, 3), (5, 1)])
+def test_packed(interpreted, name, programs, splits):
+    """The formula on what the codes and scales say."""
+    case = HULLS[name].but(**PACKED, keys=300)
+    check(interpreted, case.but(spec=case.spec.replace("0.25", "0.07")), programs, splits)
+
+
+@pytest.mark.parametrize("width, dtype", [(64, torch.float16), (8, torch.bfloat16)])
+def test_packed_in_pages(interpreted, width, dtype):
+    case = HULLS["live length"].but(**{**PACKED, "width": width, "dtype": dtype}, keys=300, paged=True, batch=2)
+    check(interpreted, case.but(spec=case.spec.replace("0.25", "0.07")), 4)

@@ -49,13 +49,14 @@ def test_float32_is_float32(family):
 
 @pytest.mark.parametrize("arch", MACHINES)
 def test_merge_compiles(arch):
-    """Sixteen loads of 16 bytes a thread; on Hopper also beside the kernel before it."""
+    """Loads of 16 bytes a thread, eight of a part in 16 bits; on Hopper also beside the kernel before it."""
     constants = {"R": 512, "BLOCK_R": 512, "BLOCK_P": 4, "BLOCK_M": 4, "CHOSEN": False}
-    types = {"parts": "*fp32", "lse": "*fp32", "cuts": "*i64", "out": "*bf16"}
-    assert build(merge, types, {**constants, "BLOCK_H": 0, "EARLY": False, "cuts": None}, arch, 4, 2).asm["llir"]
+    types = {"parts": "*fp32", "tops": "*fp32", "lse": "*fp32", "cuts": "*i64", "out": "*bf16"}
+    plain = {**constants, "BLOCK_H": 0, "EARLY": False, "cuts": None, "tops": None}
+    assert build(merge, types, plain, arch, 4, 2).asm["llir"]
     if arch == "sm_90":
-        early = build(merge, types, {**constants, "BLOCK_H": 64, "EARLY": True}, arch, 4, 2).asm["ptx"]
-        assert early.index("griddepcontrol.wait") < early.index("ld.global") and early.count("ld.global.v4") == 16
+        early = build(merge, {**types, "parts": "*fp16"}, {**constants, "BLOCK_H": 64, "EARLY": True}, arch, 4, 2).asm["ptx"]
+        assert early.index("griddepcontrol.wait") < early.index("ld.global") and early.count("ld.global.v4") == 8
 
 
 def test_a_tile_of_latents_is_one_buffer_for_both_products():
@@ -79,12 +80,12 @@ def test_every_hull_compiles(name):
 
 
 def test_queries_and_results_travel_by_tma():
-    """Rounded results leave through shared memory at once, parts in halves; by hand only a log2-sum-exp a row."""
+    """Results and parts leave through shared memory at once; by hand only a log2-sum-exp a row, and its tops."""
     kernel = hopper()
     assert "st.global" not in kernel.ptx and kernel.ptx.count("cp.async.bulk.tensor.4d.global.shared") == 2
     assert kernel.ptx.count("cp.async.bulk.tensor.4d.shared") == 9
     parts = hopper(kv_splits=4).ptx
-    assert parts.count("cp.async.bulk.tensor.2d.global.shared") == 4 and parts.count("st.global") == 2
+    assert parts.count("cp.async.bulk.tensor.2d.global.shared") == 2 and parts.count("st.global") == 6
     assert "griddepcontrol.launch_dependents" in kernel.ptx
 
 

@@ -8,6 +8,7 @@ import torch
 from mla_compiler import lowering
 from mla_compiler.ir import AttentionSpec
 from mla_compiler.lowering import gpu_latent
+from mla_compiler.lowering.choice import Choice
 from mla_compiler.lowering.fp8 import dequantize
 from mla_compiler.lowering.machine import machine_of
 from mla_compiler.lowering.mla import exchange_launch
@@ -49,9 +50,13 @@ def test_dtypes(dtype, chosen):
 @pytest.mark.parametrize("chosen", [0, 200])
 @pytest.mark.parametrize("heads", [16, 128])
 def test_packed(heads, chosen, paged):
-    """Codes converted by the target."""
+    """Codes converted by the target, in the kernel that is taken and in the plain one."""
     case = LIVE.but(dtype=torch.bfloat16, choice=None, rank=512, width=64, heads=heads, keys=500, chosen=chosen)
-    check(case.but(packed=True, paged=paged, spec=LIVE.spec.replace("0.25", "0.07")))
+    case = case.but(packed=True, paged=paged, spec=LIVE.spec.replace("0.25", "0.07"))
+    check(case)
+    check(case.but(keys=3000, batch=3))
+    check(case.but(keys=3000, spec=f"{case.spec}; kv_splits: 3"))
+    check(case.but(choice=Choice("tokens" if chosen else "mla", 16, 32, 8, 2)))
 
 
 def test_quantised_on_the_gpu():

@@ -1,13 +1,18 @@
 """Packed latents, 656 bytes a token: unpacked in the kernel, in Triton's interpreter and compiled for every architecture."""
 
+import re
+from dataclasses import replace
+
 import pytest
 import torch
 
+from mla_compiler.ir import AttentionSpec
 from mla_compiler.lowering import fp8, gpu_latent
 from mla_compiler.lowering.choice import Choice
 from mla_compiler.lowering.compile import compile_latent
-from mla_compiler.lowering.machine import MACHINES, machine_of
+from mla_compiler.lowering.machine import MACHINES
 from mla_compiler.lowering.mla.config import Shape, configure
+from mla_compiler.lowering.mla.exchange_launch import line
 
 from .latents import CHOSEN, DENSE, Case, operands
 from .test_latent import CASES, check
@@ -69,10 +74,33 @@ def test_every_architecture(arch, family, heads):
     assert 0 < kernel.shared <= machine.shared_memory and kernel.spills <= (180 if arch == "sm_100" else 40)
 
 
-def test_packed_latents_take_the_plain_kernel():
+def test_which_kernel_takes_packed_latents():
+    """Hopper's, where all keys are seen and rows lie as they were packed; for chosen tokens and elsewhere the plain one."""
     case = Case(SCORE, batch=2, **PACKED)
-    for chosen, family in ((0, "mla"), (9, "tokens")):
+    for chosen, family in ((0, "packed_exchange"), (9, "tokens")):
         given = operands(case.but(chosen=chosen))[0]
         assert gpu_latent.choose(LIVE, given, MACHINES["sm_90"]).family == family
-        assert gpu_latent.choose(LIVE, given, machine_of(torch.device("cpu"))).family == family
+        assert gpu_latent.choose(LIVE, given, MACHINES["sm_100"]).family == family.replace("packed_exchange", "mla")
         assert gpu_latent.shape_of(given).key_bytes == 656
+    given = operands(case)[0]
+    apart = torch.nn.functional.pad(given.latent, (0, 16))[..., :656]
+    assert gpu_latent.choose(LIVE, replace(given, latent=apart), MACHINES["sm_90"]).family == "mla"
+    padding = AttentionSpec.parse(CASES["padding"].spec)
+    assert gpu_latent.choose(padding, given, MACHINES["sm_90"]).family == "mla"
+
+
+@pytest.mark.parametrize("heads", [16, 128])
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_hopper_kernel_unpacks_in_registers(heads, shared):
+    """Codes in words of 16 bytes, by the target's conversion, into 16-byte stores; what loads spills a few scalars."""
+    choice = Choice("packed_exchange", 64, 64, 4, 2)
+    choice = line(LIVE, choice.family, 4, heads, 1, 8192, MACHINES["sm_90"]) if shared else choice
+    kernel = compile_latent(LIVE, choice, 512, 64, torch.bfloat16, "sm_90", paged=True, heads=heads)
+    assert kernel.shared <= MACHINES["sm_90"].shared_memory and kernel.registers * 384 <= 65536
+    assert len(re.findall(r"ld\.global(?:\.\w+)*\.v4\.b32", kernel.ptx)) == 24 and "cvt.rn.f16x2.e4m3x2" in kernel.ptx
+    assert kernel.ptx.count("prefetch.global.L2") == 8
+    if not kernel.sass:
+        pytest.skip("no disassembler")
+    unpacks = [piece for piece in re.split(r"\n\.L_\w+:", kernel.sass) if piece.count("E4M3") > 16]
+    assert unpacks and all(len(re.findall(r"\b(?:STL|LDL)\b", piece)) <= 20 for piece in unpacks)
+    assert sum(piece.count("STS.128") for piece in unpacks) >= 32

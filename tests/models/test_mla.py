@@ -14,6 +14,7 @@ import transformers
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
+from mla_compiler.lowering import head_groups
 from tests.harness import BACKEND, FAST, Float64, Seen, assert_within_twice, compiled, root_mean_square, watching
 from tests.models import latents
 from tests.models.architectures import model, widened
@@ -37,6 +38,22 @@ def test_a_prompt_may_be_absorbed(name: str, scenario) -> None:
     assert_within_twice(found, eager, truth)
     assert_absorbed(seen)
     assert all(0 <= site.certificate < 1e-5 for site in seen.sites)
+
+
+@pytest.mark.parametrize("scenario", [decoder_prefill, decoder_padded])
+@pytest.mark.parametrize("name", [n for n in ("deepseek_v3", "minicpm3") if n in latents.NAMES])
+def test_a_prompt_may_be_expanded_by_heads(monkeypatch, name: str, scenario) -> None:
+    """For a buffer of one head, and processors that are always busy."""
+    monkeypatch.setattr(head_groups, "BUFFER", 1)
+    monkeypatch.setattr(head_groups, "processors", lambda device: 1)
+    subject, exact = model(name), model(name, torch.float64)
+    with watching() as seen:
+        found = scenario(subject, compiled(subject.forward, **{"flashmla.absorb": "never"}))
+        eager = scenario(subject, subject)
+        with Float64():
+            truth = scenario(exact, exact)
+    assert_within_twice(found, eager, truth)
+    assert seen.sites and all(site.latent.endswith("at a time") and " 1 of " in site.config for site in seen.sites)
 
 
 @pytest.mark.parametrize("name", [n for n in ("deepseek_v2", "deepseek_v32", "minicpm3") if n in CACHED])

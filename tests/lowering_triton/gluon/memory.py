@@ -57,6 +57,10 @@ class Pointer:
     def __add__(self, offset: Any) -> Pointer:
         return Pointer(self.flat, self.at + offset)
 
+    def to(self, dtype: torch.dtype) -> Tensor:
+        """An address."""
+        return tensor(self.flat.data_ptr() + self.at * self.flat.itemsize, dtype)
+
     def __getitem__(self, index: Any) -> Pointer:
         return Pointer(self.flat, self.at[index])
 

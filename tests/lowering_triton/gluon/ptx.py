@@ -65,7 +65,15 @@ def _packed(high: torch.Tensor, low: torch.Tensor, dtype: torch.dtype) -> torch.
     return torch.stack([low, high], -1).to(dtype).view(torch.int32).squeeze(-1)
 
 
+def _from_e4m3(x: torch.Tensor) -> torch.Tensor:
+    """Two codes as two float16."""
+    high, low = (((x >> shift) & 0xFF).to(torch.uint8).view(torch.float8_e4m3fn).float() for shift in (8, 0))
+    return _packed(high, low, torch.float16)
+
+
 _INSTRUCTIONS = {
+    "cvt.u16.u32": lambda x: bits(x) & 0xFFFF,
+    "cvt.rn.f16x2.e4m3x2": _from_e4m3,
     "mov.f32": lambda x: x,
     "setp.neu.f32": lambda x, y: ~(floats(x) == floats(y)),
     "setp.neu.or.f32": lambda x, y, p: ~(floats(x) == floats(y)) | p,

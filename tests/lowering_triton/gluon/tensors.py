@@ -12,8 +12,7 @@ from .memory import Tensor, tensor
 class Tensors:
     """The part of `gl` that needs no launch."""
 
-    float16, bfloat16, float32 = torch.float16, torch.bfloat16, torch.float32
-    float8e4nv = torch.float8_e4m3fn
+    float16, bfloat16, float32, float8e4nv = torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn
     int1, int8, int16, int32, int64 = torch.bool, torch.int8, torch.int16, torch.int32, torch.int64
 
     @staticmethod
@@ -21,6 +20,11 @@ class Tensors:
         return x
 
     static_range = range
+
+    @staticmethod
+    def multiple_of(x: Tensor, by: int) -> Tensor:
+        assert int(x) % by == 0
+        return x
 
     @staticmethod
     def cdiv(x: Any, y: Any) -> Any:
