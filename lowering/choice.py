@@ -16,7 +16,8 @@ class Choice:
     Of decode: `programs` that share all live keys equally, 0 if each item is cut into kv_splits parts; what holds all sequences
     (block_b), all query positions (block_t) and the rows merged at once (block_r), powers of two. Of the Hopper kernel: whether
     its warpgroups take turns (ping_pong), its blocks stay for several tiles (persistent), and the weights are computed before
-    the values of the last are awaited, which ptxas else turns round (overlap).
+    the values of the last are awaited, which ptxas else turns round (overlap); and how many tiles of keys it holds more than of
+    values (ahead).
     """
 
     family: str
@@ -32,6 +33,7 @@ class Choice:
     ping_pong: bool = False
     persistent: bool = False
     overlap: bool = False
+    ahead: int = 0
 
     def __str__(self) -> str:
         tiles = f"{self.family} {self.block_m}x{self.block_n}, {self.warps} warps, {self.stages} stages"

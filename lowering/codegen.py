@@ -71,7 +71,8 @@ _CHOSEN_HOPPER = ("sparse/kept.py", "sparse/chosen_hopper.py")
 _UNPACKED = ("decode/unpack.py",)
 """The same where pages are quantised."""
 _INWARD = ("sparse/inward.py",)
-"""The same of the Hopper kernel of prefill, where tiles are chosen beforehand."""
+_DECIDES = ("sparse/told.py", "sparse/decide.py", "sparse/consumer.py", "sparse/loader.py")
+"""The same of the Hopper kernel of prefill: which tiles it meets, and what it does by a threshold of its own."""
 _ACCOUNT = ("kept", "kept_heads", "kept_rows", "kept_columns", "kept_group", "kept_queries")
 _LIST = ("listed", "listed_counts", "listed_capacity")
 _ROW, _POINT = "b, h, i", "b, h, i, j"
@@ -99,9 +100,19 @@ def chosen(spec: AttentionSpec) -> str:
     return "list" if spec.sparsity.selects else "threshold" if spec.sparsity != EXACTLY else ""
 
 
+def decides(spec: AttentionSpec) -> bool:
+    """Whether the kernel itself leaves tiles out, tile by tile."""
+    return spec.sparsity.log2_limit > -math.inf
+
+
+def _inward(spec: AttentionSpec) -> tuple[str, ...]:
+    """What takes the place of functions of the Hopper kernel in one that leaves tiles out."""
+    return (*_INWARD, *(_DECIDES if decides(spec) else ())) if chosen(spec) else ()
+
+
 def _gluon(spec: AttentionSpec, family: str, layout: Layout | None) -> str:
     """The module of a Gluon kernel: its hooks are the same text, in Gluon's names."""
-    inward = _INWARD if family == "hopper" and chosen(spec) else ()
+    inward = _inward(spec) if family == "hopper" else ()
     pages = () if layout is None else _in_pages(layout)
     files = [_HERE / name for name in (*_GLUON[family], *inward, *pages)]
     flags = {
@@ -110,6 +121,9 @@ def _gluon(spec: AttentionSpec, family: str, layout: Layout | None) -> str:
     wanted = [*hooks(spec), *([_PART] if layout is not None and layout.chosen else [])]
     if family == "hopper":
         flags |= {"HAS_RESIDUE": spec.residue != sympy.true, "HAS_TILE": spec.tile is not None}
+        if chosen(spec):
+            flags |= {"LISTED": chosen(spec) == "list", "THRESHOLD": decides(spec),
+                      "BUDGET": spec.sparsity.policy == "error_budget"}
     else:
         wanted = [hook for hook in wanted if hook.name not in ("residue", "tile_class")]
     if family.endswith("exchange"):

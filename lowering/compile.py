@@ -145,11 +145,11 @@ def compile_bounded(
     """The kernel that lists, of at most `columns` pages a sequence, those that a step of so many queries attends."""
     from . import modules
 
-    machine_named(arch)
+    machine = machine_named(arch)
     source = codegen.source(spec, "bounded", Layout(page=page, chosen=True))
     types = dict.fromkeys(("q", "bounds"), _DTYPES[dtype])
     types |= {"pages": "*i32", "scores": "*fp32", "listed": "*i64", "counters": "*i32"}
-    constants = paging.constants(spec.group, queries, head_dim, columns, upcast=False)
+    constants = paging.constants(spec.group, queries, head_dim, columns, False, paging.begins_early(machine))
     built = build(modules.load(source, "bounded").bounded, types, constants, arch, paging.WARPS, 1)
     return record(built, "bounded", arch, str(spec), f"pages of {page}", source)
 

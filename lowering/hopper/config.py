@@ -8,6 +8,7 @@ acc DV / 2 + scores BLOCK_N / 2 + weights BLOCK_N / 4, and as many again for the
 from __future__ import annotations
 
 import importlib.util
+import math
 from functools import lru_cache
 from pathlib import Path
 
@@ -48,8 +49,7 @@ def _planned(spec: AttentionSpec) -> bool:
 
 def _leaves_out(spec: AttentionSpec) -> bool:
     """Whether it leaves out what the spec does: of hulls alone, and without an account."""
-    return spec.sparsity == EXACTLY or (spec.residue == sympy.true and not spec.site and spec.sparsity.selects
-                                        and not spec.sparsity.then)
+    return spec.sparsity == EXACTLY or (spec.residue == sympy.true and not spec.site)
 
 
 @lru_cache(maxsize=1)
@@ -68,13 +68,21 @@ def configure(spec: AttentionSpec, head_dim: int, value_dim: int, machine: Machi
 def candidates(spec: AttentionSpec, head_dim: int, value_dim: int, machine: Machine) -> list[Choice]:
     """Those that fit, the preferred first; the smallest if none does."""
     tiles = _NARROW if padded(value_dim) <= 64 and spec.sparsity == EXACTLY else _TILES
-    all_ = [Choice("hopper", *tile[:2], 4, tile[2], ping_pong=turns, persistent=True, overlap=overlap)
-            for tile in tiles for turns, overlap in _forms(spec, tile[0], head_dim, value_dim)]
+    all_ = [Choice("hopper", *tile[:2], 4, tile[2], ping_pong=turns, persistent=True, overlap=overlap, ahead=ahead)
+            for tile in tiles for turns, overlap, ahead in _forms(spec, tile[0], head_dim, value_dim)]
     return [choice for choice in all_ if _fits(spec, choice, head_dim, value_dim, machine)] or all_[-3:]
 
 
-def _forms(spec: AttentionSpec, block_m: int, head_dim: int, value_dim: int) -> tuple[tuple[bool, bool], ...]:
-    """ping_pong and overlap, the preferred first: overlap where two warpgroups meet few tiles at an edge (BENCHMARKS.md)."""
+def _forms(spec: AttentionSpec, block_m: int, head_dim: int, value_dim: int) -> tuple[tuple[bool, bool, int], ...]:
+    """ping_pong, overlap and ahead, the preferred first: overlap where two warpgroups meet few tiles at an edge
+    (BENCHMARKS.md); keys ahead of values where the kernel itself decides which values it needs."""
+    if spec.sparsity.log2_limit > -math.inf:
+        return (False, False, 1), (False, False, 0)
+    return tuple((*turns_and_overlap, 0) for turns_and_overlap in _turns(spec, block_m, head_dim, value_dim))
+
+
+def _turns(spec: AttentionSpec, block_m: int, head_dim: int, value_dim: int) -> tuple[tuple[bool, bool], ...]:
+    """ping_pong and overlap of a kernel that multiplies all of its tiles."""
     if block_m > 2 * ROWS or spec.lo != 0 or spec.tile is not None:
         return (True, False), (False, False), (True, True)
     if padded(head_dim) == padded(value_dim) == 128:
@@ -104,7 +112,7 @@ def _bytes(choice: Choice, head_dim: int, value_dim: int, query_stages: int, out
     """Of shared memory, with the smallest or the given tile of results."""
     d, dv = sum(columns(head_dim)), padded(value_dim)
     tiles = choice.block_m * (query_stages * d + (out or dv // 2)) + choice.stages * choice.block_n * (d + dv)
-    return 2 * tiles + 1024
+    return 2 * (tiles + choice.ahead * choice.block_n * d) + 1024
 
 
 def registers(choice: Choice) -> tuple[int, int, int]:

@@ -27,6 +27,12 @@ AHEAD_LISTED = gl.constexpr(8)                                      # a list tak
 
 
 @gluon.jit
+def rings(QUERIES: gl.constexpr, KEY_STAGES: gl.constexpr, STAGES: gl.constexpr, WARPGROUPS: gl.constexpr):
+    """The barriers of the tiles of q, of k and of v."""
+    return ring(QUERIES, WARPGROUPS), ring(KEY_STAGES, WARPGROUPS), ring(STAGES, WARPGROUPS)
+
+
+@gluon.jit
 def load_tile(descs, bufs, bars, use, b, h, row, PARTS: gl.constexpr):
     """PARTS tiles of rows, from `row` on, of one head, into a slot of a ring; the columns in one tile or in two."""
     full, empty = bars
@@ -81,16 +87,16 @@ def load(descs, bufs, bars, items, lists, sizes, GROUP: gl.constexpr):
 @gluon.jit(do_not_specialize=["H", "T", "S", "tiles", "section", "work", "room"])
 def hopper(q, q_rest, k, k_rest, v, out, counter, lists, H, T, S, tiles, section, work, room,
            operands, GROUP: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
-           BLOCK_D: gl.constexpr, BLOCK_REST: gl.constexpr, STAGES: gl.constexpr, QUERIES: gl.constexpr,
-           PING_PONG: gl.constexpr, OVERLAP: gl.constexpr, REGISTERS: gl.constexpr, FEW: gl.constexpr):
+           BLOCK_D: gl.constexpr, BLOCK_REST: gl.constexpr, KEY_STAGES: gl.constexpr, STAGES: gl.constexpr,
+           QUERIES: gl.constexpr, PING_PONG: gl.constexpr, OVERLAP: gl.constexpr, REGISTERS: gl.constexpr, FEW: gl.constexpr):
     env = operands
     WARPGROUPS: gl.constexpr = BLOCK_M // 64
     descs = ((q,), (k,), (v,))
-    bufs = ((space(q, QUERIES * WARPGROUPS),), (space(k, STAGES),), (space(v, STAGES),))
+    bufs = ((space(q, QUERIES * WARPGROUPS),), (space(k, KEY_STAGES),), (space(v, STAGES),))
     if BLOCK_REST:
         descs = ((q, q_rest), (k, k_rest), (v,))  # type: ignore[assignment]
-        bufs = ((bufs[0][0], space(q_rest, QUERIES * WARPGROUPS)), (bufs[1][0], space(k_rest, STAGES)), bufs[2])  # type: ignore[assignment]
-    bars = (ring(QUERIES, WARPGROUPS), ring(STAGES, WARPGROUPS), ring(STAGES, WARPGROUPS))
+        bufs = ((bufs[0][0], space(q_rest, QUERIES * WARPGROUPS)), (bufs[1][0], space(k_rest, KEY_STAGES)), bufs[2])  # type: ignore[assignment]
+    bars = rings(QUERIES, KEY_STAGES, STAGES, WARPGROUPS)
     items = channel(WARPGROUPS)
     fence_async_shared()
     sizes = (H, T, S, tiles, section, work, room)

@@ -68,7 +68,7 @@ def constants(group: int, choice: Choice, head_dim: int, value_dim: int) -> dict
     _, most, few = registers(choice)
     return {
         "GROUP": group, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n, "BLOCK_D": wide,
-        "BLOCK_REST": rest, "STAGES": choice.stages,
+        "BLOCK_REST": rest, "KEY_STAGES": choice.stages + choice.ahead, "STAGES": choice.stages,
         "QUERIES": query_stages(choice, head_dim, value_dim, SHARED_MEMORY),
         "PING_PONG": choice.ping_pong, "OVERLAP": choice.overlap, "REGISTERS": most, "FEW": few,
     }

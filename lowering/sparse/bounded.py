@@ -6,9 +6,10 @@ which no q . k of the page exceeds (`pool/bounds.py`). The first page and the la
 pages that promise the same, to 22 bits, the later ones.
 
 Shapes: q [B, H, T, D], any strides; bounds [P, G, 2, D] contiguous; pages [B, N], a negative one counts from the last; scores
-[B, G, N] float32; listed [B, G, N] int64, page << 32 | number; counters [B * G] int32, 0 before and after.
-Grid: (B * G * ceil(N / CHUNK),): a program writes the promises of CHUNK pages; the last of an item to come finds the cut, two
-bits of it at a time, and lists what reaches it. The pages of a sequence are those of its hull, read from its lengths.
+[B * G, BLOCK_C] float32; listed [B, G, N] int64, page << 32 | number; counters [B * G] int32, 0 before and after.
+Grid: (B * G * ceil(N / CHUNK),): a program writes the promises of CHUNK pages; the last of an item to come finds the cut and
+lists what reaches it. The pages of a sequence are those of its hull, read from its lengths.
+With EARLY a kernel that is launched to begin early may do so before this one has ended.
 Traffic: 4 D bytes a page and head in 16 bits, 1 / PAGE of what its keys and values are; 8 N a list.
 """
 
@@ -20,9 +21,6 @@ from ..packed import load_packed
 from ..pages import PAGE
 from ..scan import dot, hull, tile_range
 from .kept import pages_kept, pages_of, recent
-
-COUNT = tl.constexpr(2097151)
-"""The low 21 bits."""
 
 
 @triton.jit
@@ -59,43 +57,65 @@ def ordered(s):
 
 
 @triton.jit
-def cut_of(key, k):
-    """The greatest number that k of key [C] reach, found from its highest bits on; three candidates are counted at once."""
-    cut = tl.zeros([], tl.int32)
-    for n in tl.range(0, 15, num_stages=1):
-        one = 1 << (28 - 2 * n)
-        counts = (key >= cut + one).to(tl.int64) + ((key >= cut + 2 * one).to(tl.int64) << 21)
-        total = tl.sum(counts + ((key >= cut + 3 * one).to(tl.int64) << 42))
-        digit = ((total & COUNT) >= k).to(tl.int32) + (((total >> 21) & COUNT) >= k).to(tl.int32)
-        cut += (digit + ((total >> 42) >= k).to(tl.int32)) * one
-    return cut
+def cut_of(key, candidate, n, k, WIDE: tl.constexpr):
+    """A number that k of the n candidates [C] reach, or, where some are equal, the greatest that k or more do; how many do.
+
+    Thirds of what is left are counted together, from the least candidate to the greatest, until so many reach one as are asked
+    for: in most lists long before its last bit is known.
+    """
+    low = tl.min(tl.where(candidate, key, 1073741824))
+    high = tl.max(tl.where(candidate, key, -1)) + 1
+    reached = n
+    while (reached > k) & (high - low > 1):
+        third = (high - low + 2) // 3
+        one = low + third
+        two = tl.minimum(one + third, high)
+        if WIDE:
+            counts = tl.sum((key >= one).to(tl.int64) + ((key >= two).to(tl.int64) << 32))
+            of_two = (counts >> 32).to(tl.int32)
+        else:
+            counts = tl.sum((key >= one).to(tl.int32) + ((key >= two).to(tl.int32) << 16))
+            of_two = counts >> 16
+        of_one = (counts & (4294967295 if WIDE else 65535)).to(tl.int32)
+        if of_two >= k:
+            low, reached = two, of_two
+        elif of_one >= k:
+            low, high, reached = one, two, of_one
+        else:
+            high = one
+    return low, reached
 
 
 @triton.jit
 def list_pages(p_pages, s_page, p_scores, p_listed, first, n, P, T, env, BLOCK_C: tl.constexpr):
     """Of one item, whose pages are the n from `first` on and whose scores are all there."""
     o_c = tl.arange(0, BLOCK_C)
-    m_c = o_c < n
-    # Past the first-level cache: other processors wrote them in this launch.
-    b_s = tl.load(p_scores + first + o_c, mask=m_c, other=0.0, cache_modifier=".cg")           # [C]
-    page = tl.load(p_pages + (first + o_c).to(tl.int64) * s_page, mask=m_c, other=0).to(tl.int64)
-    always = (o_c == 0) | (o_c >= n - recent(T))
-    key = tl.where(m_c, tl.where(always, 1073741823, ordered(b_s)), -1)
-    k = pages_kept(n, T, env)
-    cut = cut_of(key, k)
-    tie = (key == cut).to(tl.int32)
-    room = k - tl.sum((key > cut).to(tl.int32))
-    later = tl.sum(tie) - tl.cumsum(tie)
-    stays = ((key > cut) | ((tie > 0) & (later < room))).to(tl.int32)
-    entry = (tl.where(page < 0, page + P, page) << 32) | (first + o_c).to(tl.int64)
+    m_c = (o_c >= first) & (o_c < first + n)
+    # Past the first-level cache: other processors wrote them in this launch. All of them, for masked reads are not wide.
+    b_s = tl.load(p_scores + o_c, cache_modifier=".cg")                                        # [C]
+    page = tl.load(p_pages + o_c.to(tl.int64) * s_page, mask=m_c, other=0)
+    always = m_c & ((o_c == first) | (o_c >= first + n - recent(T)))
+    some = tl.minimum(n, 1 + recent(T))
+    candidate = m_c & (always == 0)
+    key = tl.where(candidate, ordered(b_s), -1)
+    k = pages_kept(n, T, env) - some
+    cut, reached = cut_of(key, candidate, n - some, k, BLOCK_C > 32767)
+    stays = (always | (key >= cut)).to(tl.int32)
+    if reached > k:                                                                            # the later of equal ones
+        tie = (key == cut).to(tl.int32)
+        later = tl.sum(tie) - tl.cumsum(tie)
+        stays = (always | (key > cut) | ((tie > 0) & (later < k - reached + tl.sum(tie)))).to(tl.int32)
+    entry = (tl.where(page < 0, page + P, page).to(tl.int64) << 32) | o_c.to(tl.int64)
     tl.store(p_listed + tl.cumsum(stays) - stays, entry, mask=stays > 0)
 
 
 @triton.jit(do_not_specialize=["H", "T", "S", "N", "P"])
 def bounded(q, q_strides, bounds, pages, pages_strides, scores, listed, counters, H, T, S, N, P,
             operands, D: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr,
-            BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, BLOCK_C: tl.constexpr, UPCAST: tl.constexpr):
+            BLOCK_D: tl.constexpr, CHUNK: tl.constexpr, BLOCK_C: tl.constexpr, UPCAST: tl.constexpr, EARLY: tl.constexpr):
     env = operands
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()                       # who attends may take its place, and waits for the list
     parts = tl.cdiv(N, CHUNK)
     part = tl.program_id(0) % parts
     item = tl.program_id(0) // parts
@@ -109,13 +129,13 @@ def bounded(q, q_strides, bounds, pages, pages_strides, scores, listed, counters
     begin, end = tile_range(lo, hi, S)
     first, n = pages_of(begin, end)
     if (part >= first // CHUNK) & (part * CHUNK < first + n):
-        row = item.to(tl.int64) * N
+        p_scores = scores + item.to(tl.int64) * BLOCK_C
         p_bounds = bounds + (tl.where(page < 0, page + P, page) * (H // GROUP) + g) * (2 * D)
         m_n = (number >= first) & (number < first + n)
         s = promise(q, q_strides, p_bounds, m_n, number, b, g, T, S, env, D, GROUP, BLOCK_M, BLOCK_D, CHUNK, UPCAST)
-        tl.store(scores + row + number, s, mask=m_n)
+        tl.store(p_scores + number, s, mask=m_n)
         tl.debug_barrier()                                          # all threads have stored before one of them counts
         live = tl.cdiv(first + n, CHUNK) - first // CHUNK
         if tl.atomic_add(counters + item, 1, sem="acq_rel") == live - 1:
             tl.store(counters + item, 0)
-            list_pages(p_pages, pages_strides[1], scores + row, listed + row, first, n, P, T, env, BLOCK_C)
+            list_pages(p_pages, pages_strides[1], p_scores, listed + item.to(tl.int64) * N, first, n, P, T, env, BLOCK_C)

@@ -9,6 +9,7 @@ n - STAGES - 1 has been multiplied, over quantised pages n - STAGES - WIDE - 2: 
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.language.extra.cuda import gdc_wait
 
 from ..decode.balance import of, reach
 from ..decode.hopper import ordinals
@@ -32,6 +33,7 @@ def extents(B, T, S, env, BLOCK_N: gl.constexpr, BLOCK_B: gl.constexpr, BLOCK_T:
 def entries_of(table, b, head, number, sizes):
     """Entries number .. number + HELD - 1 of a head's list [HELD]: pages and their numbers; 0 past the end of the list."""
     strides = table[1]
+    gdc_wait()                                                      # this kernel may have begun before the list is there
     at = number + ordinals(HELD)
     p = table[0] + b.to(gl.int64) * strides[0] + head.to(gl.int64) * strides[1] + at.to(gl.int64) * strides[2]
     entry = gl.load(p, mask=(b < sizes[0]) & (at < sizes[3] // PAGE), other=0)

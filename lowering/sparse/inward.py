@@ -1,8 +1,9 @@
-"""Which tiles of keys an item of the Hopper kernel meets where some were chosen beforehand
+"""Which tiles of keys an item of the Hopper kernel meets where some are left out, and in which order: inward
 
-    first | those past what every row sees, backwards | those before what every row sees, backwards | those chosen, as listed
+    first | those past what every row sees, backwards | those seen whole | those before what every row sees, backwards
 
-What is masked is one loop, and nothing depends on the order.
+The whole ones come from the last backwards or, where they were chosen beforehand, as `listing` has listed them. Where no
+threshold is asked, nothing depends on the order, and they come last: then what is masked is one loop.
 Takes the places of `live`, `place` and `list_of` of the dense kernel. lists: the chosen tiles of every program of `listing`,
 `room` numbers each.
 """
@@ -13,6 +14,8 @@ from triton.experimental.gluon import language as gl
 from ..hooks import tiles_listed
 from ..hopper.plan import extent
 
+LISTED = gl.constexpr(False)
+THRESHOLD = gl.constexpr(False)
 ROWS = gl.constexpr(128)
 """Of an item: what `listing` has chosen tiles for."""
 
@@ -41,19 +44,23 @@ def live(n, item, lists, sizes, env, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexp
     high = gl.minimum(gl.maximum(beyond - first, 0) // BLOCK_N, tiles)
     low = gl.maximum(low, 1)
     high = gl.maximum(high, low)
-    edges = tiles - (high - low)
-    _p_tile, whole = tiles_listed(program_of(item, sizes), env)
+    whole = high - low
+    edges = tiles - whole
+    if LISTED:
+        _p_tile, whole = tiles_listed(program_of(item, sizes), env)
     return begin, end, tiles - high, edges, edges + whole
 
 
 @gluon.jit
 def place(item, t, p_list, sizes, BLOCK_N: gl.constexpr):
     """The first key of the t-th tile to come."""
-    _b, _h, _row, begin, end, top, edges, _count = item
+    _b, _h, _row, begin, end, top, edges, count = item
     first = begin // BLOCK_N
     last = gl.maximum((end + BLOCK_N - 1) // BLOCK_N, first + 1)
     tile = gl.where(t == 0, first, last - t)
-    tile = gl.where(t > top, first + edges - t, tile)
-    chosen = t >= edges
-    tile = gl.where(chosen, gl.load(p_list + (t - edges), mask=chosen, other=0).to(gl.int32), tile)
+    if LISTED:
+        before = 1 + top if THRESHOLD else edges
+        tile = gl.where(t > top, first + (count if THRESHOLD else edges) - t, tile)
+        chosen = (t >= before) & (t < before + count - edges)
+        tile = gl.where(chosen, gl.load(p_list + (t - before), mask=chosen, other=0).to(gl.int32), tile)
     return tile * BLOCK_N

@@ -20,6 +20,7 @@ from ..counters import counters
 from ..decode.config import power
 from ..held import Held, Layout
 from ..launch import launch
+from ..machine import Machine, machine_of
 
 CHUNK = 64
 """Pages of a program: at 128k and one sequence of 8 KV heads two programs a processor."""
@@ -62,18 +63,23 @@ def listed(load: Callable[[Layout], ModuleType], group: int, q: Tensor, bounds: 
     """The list [B, G, N] int64. load: the module of `bounded` for pages of such a layout; given: its operands."""
     batch, heads, queries, head_dim = q.shape
     columns, items = pages.shape[1], batch * (heads // group)
-    scores = q.new_empty(items * columns, dtype=torch.float32)
+    fixed = constants(group, queries, head_dim, columns, upcast, q.is_cuda and begins_early(machine_of(q.device)))
+    scores = q.new_empty(items * fixed["BLOCK_C"], dtype=torch.float32)
     found = q.new_empty(batch, heads // group, columns, dtype=torch.int64)
     arguments = (q, q.stride(), bounds, pages, pages.stride(), scores, found, counters(q.device, items), heads, queries,
                  columns * page, columns, len(bounds), *given)
-    fixed = constants(group, queries, head_dim, columns, upcast)
     module = load(Layout(page=page, chosen=True))
     launch(module.bounded, (items * -(-columns // CHUNK),), arguments, fixed, WARPS, 1, q.device.index)
     return found
 
 
-def constants(group: int, queries: int, head_dim: int, columns: int, upcast: bool) -> dict[str, Any]:
+def begins_early(machine: Machine) -> bool:
+    """Whether a kernel may begin before the one before it has ended."""
+    return machine.backend == "cuda" and machine.capability >= (9, 0)
+
+
+def constants(group: int, queries: int, head_dim: int, columns: int, upcast: bool, early: bool) -> dict[str, Any]:
     """The constexpr arguments of `bounded`."""
     return {"D": head_dim, "GROUP": group, "BLOCK_M": ROWS, "BLOCK_T": power(queries), "BLOCK_D": padded(head_dim),
-            "CHUNK": CHUNK, "BLOCK_C": max(CHUNK, power(columns)), "UPCAST": upcast}
+            "CHUNK": CHUNK, "BLOCK_C": max(CHUNK, power(columns)), "UPCAST": upcast, "EARLY": early}
 

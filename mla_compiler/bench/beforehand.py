@@ -37,17 +37,14 @@ Seconds = dict[tuple[str, str, str], float]
 
 @dataclass(frozen=True)
 class Job:
-    """One column of one case."""
+    """One column of one case of a group."""
 
     name: str
     case: Case | AnyCase
     column: str
     settings: Settings
     tiny: bool = False
-
-    @property
-    def group(self) -> str:
-        return "model" if isinstance(self.case, Case) else self.case.group
+    group: str = "model"
 
     @property
     def gib(self) -> float:
@@ -63,11 +60,13 @@ def jobs_of_models(cases: Iterable[Case], asked: Sequence[str] | None, settings:
             if name != EAGER and (asked is None or name in asked)]
 
 
-def jobs_of_kernels(cases: Iterable[AnyCase], asked: Sequence[str] | None, settings: Settings, tiny: bool) -> list[Job]:
+def jobs_of_kernels(
+    group: str, cases: Iterable[AnyCase], asked: Sequence[str] | None, settings: Settings, tiny: bool,
+) -> list[Job]:
     """Of kernels ours compile, and FlexAttention."""
-    return [Job(case.name, case.shrunk() if tiny else case, name, settings, tiny) for case in cases for name in (FLEX, FLASHMLA)
-            if name == FLASHMLA or (case.group in PEERS[name].groups and (asked is None or name in asked)
-                                    and not PEERS[name].absent(settings.device))]
+    flex = group in PEERS[FLEX].groups and (asked is None or FLEX in asked) and not PEERS[FLEX].absent(settings.device)
+    names = (FLEX, FLASHMLA) if flex else (FLASHMLA,)
+    return [Job(case.name, case.shrunk() if tiny else case, name, settings, tiny, group) for case in cases for name in names]
 
 
 def processes(asked: int | None, device: str, tiny: bool = False) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..lowering.bounds import bounds
 from .attentions import WIDTH, Attention
-from .pool import Stored, stored
+from .pool import PAGE, Stored, stored
 
 Place = tuple[int, int, Tensor]
 """Rows of the answer: sequence, KV head, queries."""
@@ -51,18 +51,19 @@ class Operands:
         q = tensor(case.heads, case.queries, case.head_dim)
         k, v = (tensor(case.kv_heads, case.keys, dim, cache) for dim in (case.head_dim, case.value_dim))
         if case.every > 1:
-            _matter(q, k, case.every)
+            _matter(q, k, case.every, PAGE if case.format else WIDTH)
         held = None
         if case.format:
             held, k, v = stored(k, v, case.format)
         return cls(case, q, k, v, _tables(case, device), held)
 
     def ours(self, dense: bool = False) -> Callable[[], Tensor]:
-        """Our operator bound to these; `dense`: without the documents, not in pages."""
+        """Our operator bound to these; `dense`: without the documents and the policy, not in pages."""
         spec, tables, pages = self.case.spec, list(self.tables), self.stored
         if pages is not None and not dense:
             held = pages.k, pages.v, pages.k_scales, pages.v_scales, pages.table, self.case.format
-            return functools.partial(torch.ops.flashmla.attend_paged, self.q, *held, tables, [], [], spec)
+            bounds = pages.bounds() if self.case.sparsity else None
+            return functools.partial(torch.ops.flashmla.attend_paged, self.q, *held, tables, [], [], spec, bounds)
         if dense:
             spec = dataclasses.replace(self.case, documents=1, sparsity="").spec
             tables = [] if self.case.documents > 1 else tables
@@ -94,11 +95,11 @@ class Operands:
         return (p @ self.v[b, h].to(dtype)).double()
 
 
-def _matter(q: Tensor, k: Tensor, every: int) -> None:
-    """Written into the first channel: logits of one tile of WIDTH keys in `every`, the first among them, are 31 higher."""
+def _matter(q: Tensor, k: Tensor, every: int, width: int) -> None:
+    """Written into the first channel: logits of one tile of `width` keys in `every`, the first among them, are 31 higher."""
     reach = 16.0
     q[..., 0] = reach
-    tiles = torch.arange(k.shape[2], device=k.device) // WIDTH
+    tiles = torch.arange(k.shape[2], device=k.device) // width
     k[..., 0] = torch.where(tiles % every == 0, 0.5, -0.5) * 31 * k.shape[3]**0.5 / reach
 
 

@@ -27,6 +27,10 @@ class Stored:
     v_scales: Tensor | None
     table: Tensor
 
+    def bounds(self) -> Tensor:
+        """The greatest of k and of -k [P, Hkv, 2, D]."""
+        return torch.stack([self.k.amax(2), (-self.k).amax(2)], 2)
+
 
 def stored(k: Tensor, v: Tensor, format: str) -> tuple[Stored, Tensor, Tensor]:
     """k, v [B, Hkv, S, .] in pages; and the numbers that these hold."""

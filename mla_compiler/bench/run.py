@@ -82,7 +82,7 @@ def _compile_beforehand(groups: list[str], session: Session) -> None:
         if group == "model":
             jobs += beforehand.jobs_of_models(session.matching(GPU_CASES), given.columns, settings, given.tiny)
         else:
-            jobs += beforehand.jobs_of_kernels(session.matching(CASES[group]), given.columns, settings, given.tiny)
+            jobs += beforehand.jobs_of_kernels(group, session.matching(CASES[group]), given.columns, settings, given.tiny)
     if jobs:
         session.compiled.update(beforehand.first_calls(jobs, most, session.say))
         session.say("compiled")

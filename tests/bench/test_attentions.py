@@ -1,16 +1,19 @@
 """The attentions that are measured: bars, work, and that the spec means what the case says."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
-from mla_compiler.bench.attentions import ATTENTIONS, DECODE, PREFILL, Attention
+from mla_compiler.bench.attentions import ATTENTIONS, DECODE, PREFILL, WIDTH, Attention
 from mla_compiler.bench.operands import Operands
 from mla_compiler.bench.sampling import Sample, copies, rotation
+from mla_compiler.bench.sparse import SPARSE
 from mla_compiler.ir import AttentionSpec
 from mla_compiler.lowering.reference import attend, visible
 from mla_compiler.lowering.select import DECODE_QUERIES, supports
+from mla_compiler.lowering.sparse.reference import inward, threshold
 
 TOYS = [case.shrunk() for case in ATTENTIONS]
 BY_NAME = {case.name: case for case in ATTENTIONS}
@@ -108,3 +111,14 @@ def test_one_tile_in_so_many_matters():
     assert weights[..., ::4].sum(-1).min() > 1 - 1e-6
     dense = case.spec.replace("; sparsity: threshold=0.05", "")
     assert AttentionSpec.parse(given.ours(dense=True).args[-1]) == AttentionSpec.parse(dense)
+
+
+@pytest.mark.parametrize("case", [case for case in SPARSE if "threshold" in case.sparsity], ids=names)
+def test_a_threshold_keeps_the_tiles_that_matter_and_no_other(case):
+    """By the reference, of four rows that see all keys at the length that is measured."""
+    torch.manual_seed(0)
+    given = Operands.random(dataclasses.replace(case, batch=1, queries=4, heads=1, kv_heads=1), "cpu", torch.float32)
+    a = (given.q[0, 0] @ given.k[0, 0].T).double() * case.scale
+    policy = AttentionSpec.parse(case.spec).sparsity
+    kept = threshold(a, WIDTH, policy.ratio, inward(case.keys // WIDTH))
+    assert kept.nonzero().flatten().tolist() == list(range(0, case.keys // WIDTH, case.every))

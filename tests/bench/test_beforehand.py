@@ -13,6 +13,7 @@ from mla_compiler.bench.compare import Settings
 from mla_compiler.bench.latents import LATENTS
 from mla_compiler.bench.peers import PEERS
 from mla_compiler.bench.sampling import CASES
+from mla_compiler.bench.sparse import SPARSE
 
 SETTINGS = Settings("cpu", torch.float32, repeats=1)
 BY_NAME = {case.name: case for case in GPU_CASES}
@@ -27,11 +28,13 @@ def test_jobs_are_the_columns_that_compile(monkeypatch):
     assert columns(jobs_of_models(models, None, SETTINGS, False)) == ["inductor", "flex", "flashmla", "inductor", "flashmla"]
     assert columns(jobs_of_models(models, ["eager", "flashmla"], SETTINGS, True)) == ["flashmla"] * 2
     one = CASES["prefill"][:1]
-    assert columns(jobs_of_kernels(one, None, SETTINGS, False)) == ["flashmla"]  # FlexAttention is absent on a CPU
+    assert columns(jobs_of_kernels("prefill", one, None, SETTINGS, False)) == ["flashmla"]  # FlexAttention is absent on a CPU
     monkeypatch.setattr(type(PEERS["flex"]), "absent", lambda *_: False)
-    assert columns(jobs_of_kernels(one, None, SETTINGS, False)) == ["flex", "flashmla"]
-    assert columns(jobs_of_kernels(one, ["fa3"], SETTINGS, False)) == ["flashmla"]
-    assert columns(jobs_of_kernels(LATENTS[:1], None, SETTINGS, False)) == ["flashmla"]
+    assert columns(jobs_of_kernels("prefill", one, None, SETTINGS, False)) == ["flex", "flashmla"]
+    assert columns(jobs_of_kernels("prefill", one, ["fa3"], SETTINGS, False)) == ["flashmla"]
+    for group, cases in (("latent", LATENTS[:1]), ("sparse", SPARSE[:1])):
+        jobs = jobs_of_kernels(group, cases, None, SETTINGS, False)
+        assert columns(jobs) == ["flashmla"] and [job.group for job in jobs] == [group]
 
 
 def test_how_many_processes(monkeypatch):
@@ -74,7 +77,7 @@ def test_what_was_compiled_beforehand_is_what_is_shown(tmp_path, capsys):
 @pytest.mark.slow
 def test_a_job_that_fails_is_told_and_the_others_go_on():
     said = []
-    toys = jobs_of_kernels([case.shrunk() for case in LATENTS[:1]], [], SETTINGS, False)
+    toys = jobs_of_kernels("latent", [case.shrunk() for case in LATENTS[:1]], [], SETTINGS, False)
     broken = Job("broken", Case("broken", 1, 8, shape="no such model"), "flashmla", SETTINGS)
     found = first_calls([broken, *toys], 1, said.append)
     assert list(found) == [("latent", LATENTS[0].name, "flashmla")] and min(found.values()) > 0

@@ -213,6 +213,8 @@ def test_what_leaves_tiles_out_is_right_and_compared_with_dense(case):
         pytest.skip("no kernel here")
     row = run_kernels(case, [], SETTINGS, lambda text: None)
     assert row.ours.error <= 2 and row.dense_us > 0 and row.figure(DENSE) == pytest.approx(row.dense_us / row.ours.us)
+    if case.format or case.sparsity == "exact":
+        return  # pages keep no account, and nothing is left out
     given = Operands.random(case, "cpu", torch.float32)
     mla_compiler.accounts(forget=True)
     torch.ops.flashmla.attend(given.q, given.k, given.v, list(given.tables), [], [], f"{case.spec}; site: one")

@@ -13,12 +13,14 @@ from mla_compiler.lowering import gpu
 from mla_compiler.lowering.hopper.config import configure
 from mla_compiler.lowering.machine import MACHINES
 from mla_compiler.lowering.sparse import listing
+from mla_compiler.lowering.sparse import reference as sparse
 from mla_compiler.lowering.sparse.config import unserved
 from mla_compiler.sparsity import EXACTLY
 
 from .attentions import CASES
 from .cases import Case, Operands, errors, operands, run
-from .test_hopper_sparse import attended, compare, logits
+from .test_hopper_sparse import ROWS, attended, compare, logits, row_tiles
+from .test_hopper_threshold import decided
 from .test_sparse import KEEP_ALL, LOCAL, found_and_wanted, lists_found_and_wanted, local, on_cpu, under
 
 pytestmark = pytest.mark.gpu
@@ -74,7 +76,21 @@ def levelled(spec: str, queries: int, keys: int, head_dim: int, policy: str) -> 
     return case, given
 
 
-@pytest.mark.parametrize("policy", ["lsh=0.3", "pages.mass=0.6", "pages.share=0.02"])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+@pytest.mark.parametrize("attention", HOPPER, ids=str)
+def test_the_hopper_kernel_keeps_what_the_reference_keeps(attention, head_dim, hopper_gpu):
+    case, given = levelled(*attention, head_dim, "threshold=0.215")
+    spec = AttentionSpec.parse(case.spec)
+    choice = configure(spec, head_dim, head_dim, MACHINES["sm_90"])
+    found, given = run(case.but(choice=choice), "cuda", given).cpu(), on_cpu(given)
+    a, _ = logits(case, spec, given)
+    every = {place: sparse.in_tiles(a[place[0], place[1], place[2]:place[2] + ROWS], choice.block_n).isfinite().any(-1).any(0)
+             for place in row_tiles(case)}
+    kept = decided(spec.sparsity, a, case, choice.block_n, every)
+    assert (compare(found, kept, case, spec, given, choice.block_n, 64) & a.isfinite()).any()
+
+
+@pytest.mark.parametrize("policy", ["lsh=0.3", "pages.mass=0.6", "pages.share=0.02", "pages.share=0.02+threshold=0.215"])
 @pytest.mark.parametrize("attention", HOPPER, ids=str)
 def test_the_hopper_kernel_attends_what_was_listed(attention, policy, hopper_gpu):
     case, given = levelled(*attention, 128, policy)
@@ -84,11 +100,12 @@ def test_the_hopper_kernel_attends_what_was_listed(attention, policy, hopper_gpu
     tiles, counts, _ = listing.listed(partial(gpu.kernel, plain), spec, choice, given.q, given.k, [], False)
     found, given = run(case.but(choice=choice), "cuda", given).cpu(), on_cpu(given)
     a, _ = logits(case, spec, given)
-    kept = attended(tiles.cpu(), counts.cpu(), a, case, choice.block_n)
-    compare(found, kept, case, spec, given, choice.block_n)
+    among = attended(tiles.cpu(), counts.cpu(), a, case, choice.block_n)
+    kept, rows = (decided(spec.sparsity, a, case, choice.block_n, among), 64) if spec.sparsity.then else (among, ROWS)
+    compare(found, kept, case, spec, given, choice.block_n, rows)
 
 
-@pytest.mark.parametrize("policy", ["pages.share=0.02", "lsh=0.25"])
+@pytest.mark.parametrize("policy", ["threshold=0.05", "lsh=0.25", "error_budget=0.1"])
 def test_a_graph_of_launches_repeats_bit_by_bit(policy, hopper_gpu):
     case, given = levelled("score: 0.09*s; hi: i + 1; group: 4", 3000, 3000, 128, policy)
     choice = configure(AttentionSpec.parse(case.spec), 128, 128, MACHINES["sm_90"])

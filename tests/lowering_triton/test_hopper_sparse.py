@@ -42,9 +42,9 @@ def logits(case, spec, given, dtype=torch.float64):
     return reference.logits(given.q.to(dtype), given.k.to(dtype), given.tables, case.sizes, case.scalars, spec)
 
 
-def row_tiles(case):
+def row_tiles(case, rows=ROWS):
     """(b, h, first row) of every tile of rows."""
-    return [(b, h, first) for b in range(case.batch) for h in range(case.heads) for first in range(0, case.queries, ROWS)]
+    return [(b, h, first) for b in range(case.batch) for h in range(case.heads) for first in range(0, case.queries, rows)]
 
 
 def some_listed(a, case, width, share):
@@ -78,11 +78,11 @@ def attended(listed, counts, a, case, width):
     return kept
 
 
-def compare(out, kept, case, spec, given, width):
+def compare(out, kept, case, spec, given, width, rows=ROWS):
     """The error is at most twice that of the same softmax in the working dtype, both from float64."""
     hidden = torch.ones(case.batch, case.heads, case.queries, case.keys, dtype=torch.bool)
-    for b, h, first in row_tiles(case):
-        hidden[b, h, first:first + ROWS] = ~kept[b, h, first].repeat_interleave(width)[:case.keys]
+    for b, h, first in row_tiles(case, rows):
+        hidden[b, h, first:first + rows] = ~kept[b, h, first].repeat_interleave(width)[:case.keys]
     truth, formula = (softmax(hidden, case, spec, given, dtype) for dtype in (torch.float64, case.dtype))
     rounding = truth.abs().max() * torch.finfo(case.dtype).eps
     error, allowed = (out - truth).abs().max(), torch.maximum((formula - truth).abs().max(), rounding)

@@ -90,6 +90,7 @@ def test_choosing_pages_and_attending_them_compile(arch):
     spec = AttentionSpec.parse("score: 0.125*s; hi: T0[b] + 1; group: 4")
     listing = compile_bounded(spec, 128, torch.bfloat16, arch)
     assert 0 < listing.shared <= MACHINES[arch].shared_memory and (arch != "sm_90" or listing.spills == 0)
+    assert ("griddepcontrol.launch_dependents" in listing.ptx) == (arch in ("sm_90", "sm_100"))
     choice = choose_paged(spec, 2, 32, 1, 8192, 64, 64, torch.bfloat16, MACHINES[arch], "plain", 64, chosen=True)
     kernel = compile_kernel(spec, choice, 64, 64, torch.bfloat16, arch, Layout(chosen=True))
     assert 0 < kernel.shared <= MACHINES[arch].shared_memory and (arch != "sm_90" or kernel.spills == 0)

@@ -80,6 +80,7 @@ _INSTRUCTIONS = {
     "shfl.sync.idx.b32": lambda x, lane, clamp, members: x,
     "vote.sync.any.pred": lambda p, members: p.any(),
     "ex2.approx.ftz.f32": lambda x: torch.where(torch.exp2(x) < 2.0**-126, 0.0, torch.exp2(x)),
+    "lg2.approx.ftz.f32": lambda x: torch.log2(floats(x)),
     "mul.rn.f32": lambda x, y: floats(x) * floats(y),
     "mov.b32": lambda x: x,
     "shr.s32": lambda x, y: bits(x) >> y,

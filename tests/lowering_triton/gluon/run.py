@@ -97,8 +97,8 @@ def namespace(language: Language) -> dict[str, Any]:
     return {
         "gl": language, "gluon": SimpleNamespace(jit=identity), "constexpr_function": identity, "range": count,
         "tl": SimpleNamespace(debug_barrier=lambda: None, PropagateNan=SimpleNamespace(ALL=None), constexpr=language.constexpr),
-        "fence_async_shared": lambda: None, "gdc_launch_dependents": lambda: None, "warpgroup_mma": product,
-        "warpgroup_mma_wait": lambda pendings, found: found[0].get(),
+        "fence_async_shared": lambda: None, "gdc_launch_dependents": lambda: None, "gdc_wait": lambda: None,
+        "warpgroup_mma": product, "warpgroup_mma_wait": lambda pendings, found: found[0].get(),
         "mbarrier": SimpleNamespace(
             MBarrierLayout=lambda: "mbarrier", init=init, wait=wait, arrive=arrive,
             expect=lambda bar, size: only(bar).come(1, size)),
