@@ -125,11 +125,10 @@ def compile_kernel(
     types: dict[str, Any] = dict.fromkeys(("q", "k", "v", "out"), _DTYPES[dtype])
     types |= {"workspace": "*fp32", "counters": "*i32", "listed": "*i16", "listed_counts": "*i32", "kept": "*u8"}
     if layout is not None:
-        stored = {None: _DTYPES[dtype], torch.int8: "*i8", torch.uint8: "*u8"}[FORMATS[layout.format].storage]
-        pages = "*i64" if layout.chosen else "*i32"
-        types |= dict.fromkeys(("k", "v"), (stored, stored if layout.format == "plain" else "*fp32", pages))
-        if layout.key_group:
-            types["k"] = (stored, "*fp16", pages)
+        pages, kinds = "*i64" if layout.chosen else "*i32", (layout.format, layout.value_format or layout.format)
+        for name, kind, scale in zip("kv", kinds, ("*fp16" if layout.key_group else "*fp32", "*fp32"), strict=True):
+            stored = {None: _DTYPES[dtype], torch.int8: "*i8", torch.uint8: "*u8"}[FORMATS[kind].storage]
+            types[name] = stored, stored if kind == "plain" else scale, pages
     built = build(function, types, constants, arch, choice.warps, choice.stages)
     return record(built, choice.family, arch, str(spec), str(choice), source)
 
