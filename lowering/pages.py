@@ -1,9 +1,9 @@
 """Keys and values in pages: row n of head g of sequence b is x[pages[b, n // PAGE], g, n % PAGE, :]. The names of `keys.py`.
 
-A negative page counts from the last. FORMAT is how the numbers of keys lie, VALUE_FORMAT those of values: plain,
-fp8, int8, int6, int4 (`mla_compiler.pool.formats`), with a scale for each row, applied to the products and to the weights, not to the
-rows; KEY_GROUP > 0: keys have a scale for so many channels, applied as they are loaded. HAS_E4M3: the machine converts fp8
-itself. Whoever launches turns queries and outputs for rotated numbers (`rotation`).
+A negative page counts from the last. FORMAT is how the numbers of keys lie (`mla_compiler.pool.formats`), VALUE_FORMAT those of
+values: plain, fp8, int8, int6, int4, with a scale for each row, applied to the products and to the weights, not to the rows;
+KEY_GROUP > 0: keys have a scale for so many channels, applied as they are loaded. HAS_E4M3: the machine converts fp8 itself.
+Whoever launches turns queries and outputs for rotated numbers (`rotation`).
 k = (store, scales, pages), k_strides = those of the store [P, G, PAGE, D], of the scales [P, G, PAGE, .], of the pages [B, N],
 and P. v likewise. Traffic: (D + DV) * itemsize bytes a row and its scales; what `pages` says of a row comes from a cache.
 """

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..pool.formats import FORMATS, rotated_block
+from ..pool.formats import FORMATS
+from ..pool.hadamard import rotated_block
 from .held import Held
 from .launch import launch
 

@@ -8,9 +8,8 @@
     k8v4    keys in int8, values in int4: rounding of keys costs most, for softmax takes their products to the exponent
     k6v4    keys in int6, values in int4
 
-Rotated: x H is kept in the place of x, H[i, j] = (-1)^popcount(i & j) / sqrt(n), Hadamard's matrix, orthogonal and symmetric,
-over blocks of n channels, the largest power of two in D. Single channels of keys are large in every token and would set
-the step of all; in x H they are spread over their block. (q H).(k H) = q.k, and an output of rotated values is rotated back.
+Rotated: x H is kept in the place of x (`hadamard`): single channels of keys are large in every token and would set the step of
+all; in x H they are spread over all.
 A scale stands for a token and head, or in int4 keys for 32 channels of it, and in wide heads for 64 of int8 keys.
 Scales of heads are float32, for a kernel copies no fewer than 4 bytes at a time; those of groups, several beside each other,
 float16. The values are rounded against the scale as it is stored, so its own rounding costs nothing.
@@ -24,6 +23,8 @@ from typing import Final
 
 import torch
 from torch import Tensor
+
+from .hadamard import rotate
 
 _FP8: Final = torch.float8_e4m3fn
 
@@ -146,19 +147,3 @@ def dequantize(values: Tensor, scales: Tensor, format: str, dtype: torch.dtype) 
     group = numbers.shape[-1] // scales.shape[-1]
     x = (numbers.unflatten(-1, (-1, group)) * scales.float().unsqueeze(-1)).flatten(-2)
     return (rotate(x) if FORMATS[format].rotated else x).to(dtype)
-
-
-def rotate(x: Tensor) -> Tensor:
-    """x [..., D] => x H, in its own dtype; twice is x again."""
-    block = rotated_block(x.shape[-1])
-    i = torch.arange(block, device=x.device)
-    parity = i[:, None] & i
-    for shift in (8, 4, 2, 1):
-        parity = parity ^ (parity >> shift)
-    matrix = (1 - 2 * (parity & 1)).to(x.dtype) * block**-0.5
-    return (x.unflatten(-1, (-1, block)) @ matrix).flatten(-2)
-
-
-def rotated_block(dim: int) -> int:
-    """Channels that are rotated together: the largest power of two that divides `dim`."""
-    return dim & -dim

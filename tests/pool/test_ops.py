@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._inductor.utils import get_code
 
-from mla_compiler.pool import formats
+from mla_compiler.pool import formats, hadamard
 from mla_compiler.pool.ops import OWNERS, POOL
 from tests.harness import watching
 
@@ -89,11 +89,11 @@ def test_quantize_is_as_close_as_its_bits_allow(format, group):
     values, scales = POOL.pool_quantize(x, format, group)
     assert scales.shape == (50, DIM // group) and scales.dtype == formats.scale_dtype(DIM // group)
     if formats.FORMATS[format].rotated:  # lengths and distances stay as they are: the bound is that of the rotated numbers
-        x = formats.rotate(x)
+        x = hadamard.rotate(x)
     steps = scales.float().abs().repeat_interleave(group, 1)
     allowed = steps / 2 if format != "fp8" else torch.maximum(x.abs() / 16, steps * 2.0**-10)
     found = formats.dequantize(values, scales, format, torch.float32)
-    found = formats.rotate(found) if formats.FORMATS[format].rotated else found
+    found = hadamard.rotate(found) if formats.FORMATS[format].rotated else found
     ends = {"int8": 127.0, "int4": 8.0, "int6": 32.0, "fp8": 448.0}[format]
     clipped = x.abs() > (ends - 1) * steps if format in ("int4", "int6") else torch.zeros_like(x, dtype=torch.bool)
     assert ((found - x).abs() <= allowed * (1 + 1e-3) + clipped * steps / 2).all()
@@ -103,14 +103,14 @@ def test_quantize_is_as_close_as_its_bits_allow(format, group):
 @pytest.mark.parametrize("dim", [2, 20, 64, 96, 256])
 def test_rotated_is_the_matrix_of_hadamard(dim):
     """By the recursion that defines it; twice is nothing, and products stay."""
-    block, matrix = formats.rotated_block(dim), torch.ones(1, 1, dtype=torch.float64)
+    block, matrix = hadamard.rotated_block(dim), torch.ones(1, 1, dtype=torch.float64)
     while len(matrix) < block:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)]) / math.sqrt(2)
     x, y = torch.randn(2, 7, dim, dtype=torch.float64)
     expected = x @ torch.block_diag(*[matrix] * (dim // block))
-    torch.testing.assert_close(formats.rotate(x), expected)
-    torch.testing.assert_close(formats.rotate(formats.rotate(x)), x)
-    torch.testing.assert_close(formats.rotate(x) @ formats.rotate(y).T, x @ y.T)
+    torch.testing.assert_close(hadamard.rotate(x), expected)
+    torch.testing.assert_close(hadamard.rotate(hadamard.rotate(x)), x)
+    torch.testing.assert_close(hadamard.rotate(x) @ hadamard.rotate(y).T, x @ y.T)
 
 
 def test_rotation_spreads_a_channel_that_is_large():
