@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from ..errors import OptionError
 from ..ir import AttentionSpec, Site
 from ..pool.formats import FORMATS
 from ..sparsity import EXACTLY
-from . import codegen, disassembly, fp8, gpu, gpu_latent, tma
+from . import codegen, disassembly, fp8, gpu, gpu_latent, rotation, tma
 from .choice import Choice
 from .decode import launch as decode
 from .held import Layout
@@ -147,6 +148,16 @@ def compile_bounded(
     constants = paging.constants(spec.group, queries, head_dim, columns, upcast=False)
     built = build(modules.load(source, "bounded").bounded, types, constants, arch, paging.WARPS, 1)
     return record(built, "bounded", arch, str(spec), f"pages of {page}", source)
+
+
+def compile_rotation(head_dim: int, given: torch.dtype, made: torch.dtype, arch: str = DEFAULT_ARCH) -> CompiledKernel:
+    """The kernel that turns rows of `given` into rows of `made`, for pages of rotated numbers."""
+    from . import rotate
+
+    machine_named(arch)
+    types = {"x": _DTYPES[given], "y": _DTYPES[made], "scale": "fp32"}
+    built = build(rotate.rotate, types, rotation.constants(head_dim), arch, rotation.WARPS, 1)
+    return record(built, "rotate", arch, "", f"{head_dim} channels", Path(rotate.__file__).read_text())
 
 
 def compile_listing(
