@@ -100,7 +100,7 @@ def main() -> int:
     parser.add_argument("--device", default=_models.default_device())
     parser.add_argument("--length", type=int, default=2048, help="tokens of a window")
     parser.add_argument("--windows", type=int, default=4, help="of each text")
-    parser.add_argument("--formats", type=lambda text: text.split(","), default=["fp8", "int8", "k8v4", "int4"])
+    parser.add_argument("--formats", type=lambda text: text.split(","), default=["fp8", "int8", "k8v4", "k6v4", "int4"])
     given = parser.parse_args()
     model, tokenizer = MODELS[given.model](given.device)
     contents = {path.name: read(path) for path in given.texts} or {"manual": reference_manual()}

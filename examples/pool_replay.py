@@ -210,7 +210,7 @@ def main() -> int:
     parser.add_argument("--rush", action="store_true", help="all requests arrive at once: how many fit")
     parser.add_argument("--bar", type=float, default=0.96, help="exit status 1 if the pool's live/reserved is below")
     given = parser.parse_args()
-    formats = ("int8", "k8v4", "int4") if given.rush else ()
+    formats = ("int8", "k8v4", "k6v4", "int4") if given.rush else ()
     sizes = {"pool": given.memory} | {name: tokens_in(given.memory, name) for name in formats}
     policies: dict[str, Policy] = {
         "static": Static(given.memory, given.longest),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import OperandError
 from ..ir import AttentionSpec
-from ..pool.formats import FORMATS, scale_dtype
+from ..pool.formats import PAIRS, Format, scale_dtype
 from ..sparsity import EXACTLY
 from .checks import DTYPES, check_spec_operands, group_of
 from .sparse.config import unserved_in_pages
@@ -26,8 +26,8 @@ def check_paged_operands(
     dtypes: Sequence[torch.dtype] = DTYPES, bounds: Tensor | None = None,
 ) -> None:
     """Raises OperandError that names the value and what it should have been."""
-    if format not in FORMATS:
-        raise OperandError(f"attend_paged: format is one of {', '.join(FORMATS)}; found {format!r}")
+    if format not in PAIRS:
+        raise OperandError(f"attend_paged: format is one of {', '.join(PAIRS)}; found {format!r}")
     if q.dtype not in dtypes or any(x.dim() != 4 for x in (q, k, v)):
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         found = f"{q.dtype}, {q.dim()}, {k.dim()}, {v.dim()}"
@@ -40,20 +40,20 @@ def check_paged_operands(
         raise OperandError(f"attend_paged: pages is int32 or int64 [{q.shape[0]}, N]; found {pages.dtype} {list(pages.shape)}")
     _check_pages(q, k, v, format, group_of(text))
     _check_bounds(q, k, bounds, format, AttentionSpec.parse(text))
-    for x, scales, name in ((k, k_scales, "k_scales"), (v, v_scales, "v_scales")):
-        _check_scales(name, scales, x, format)
+    for x, scales, name, kind in zip((k, v), (k_scales, v_scales), ("k_scales", "v_scales"), PAIRS[format], strict=True):
+        _check_scales(name, scales, x, kind)
     check_spec_operands("attend_paged", tables, sizes, scalars, text)
 
 
 def _check_pages(q: Tensor, k: Tensor, v: Tensor, format: str, group: int) -> None:
-    kind, (_, heads, _, dim) = FORMATS[format], q.shape
-    stored = kind.storage or q.dtype
+    kind, (_, heads, _, dim) = PAIRS[format][0], q.shape
     wanted = [k.shape[0], heads // group, k.shape[2]]
-    if heads % group or dim % kind.packed or list(k.shape) != [*wanted, dim // kind.packed] or list(v.shape[:3]) != wanted:
-        shape = f"k [P, {heads}/{group}, PAGE, {dim}/{kind.packed}] and v [P, {heads}/{group}, PAGE, .]"
+    if heads % group or not kind.fits(dim) or list(k.shape) != [*wanted, kind.elements(dim)] or list(v.shape[:3]) != wanted:
+        shape = f"k [P, {heads}/{group}, PAGE, {kind.elements(dim)}] and v [P, {heads}/{group}, PAGE, .]"
         raise OperandError(f"attend_paged: with q {list(q.shape)}, {shape}; found {list(k.shape)}, {list(v.shape)}")
-    if k.dtype != stored or v.dtype != stored:
-        raise OperandError(f"attend_paged: {format} pages are {stored}; found {k.dtype}, {v.dtype}")
+    stored = tuple(each.storage or q.dtype for each in PAIRS[format])
+    if (k.dtype, v.dtype) != stored:
+        raise OperandError(f"attend_paged: {format} pages are {stored[0]}, {stored[1]}; found {k.dtype}, {v.dtype}")
 
 
 def _check_bounds(q: Tensor, k: Tensor, bounds: Tensor | None, format: str, spec: AttentionSpec) -> None:
@@ -65,19 +65,18 @@ def _check_bounds(q: Tensor, k: Tensor, bounds: Tensor | None, format: str, spec
         if spec.sparsity != EXACTLY:
             raise OperandError(f"attend_paged: {spec.sparsity} needs the bounds of the pages")
         return
-    wanted = [*k.shape[:2], 2, k.shape[3] * FORMATS[format].packed]
+    wanted = [*k.shape[:2], 2, PAIRS[format][0].channels(k.shape[3])]
     if bounds.dtype != q.dtype or list(bounds.shape) != wanted or not bounds.is_contiguous() or bounds.device != q.device:
         found = f"{bounds.dtype} {list(bounds.shape)}"
         raise OperandError(f"attend_paged: bounds are {q.dtype} {wanted}, contiguous; found {found}")
 
 
-def _check_scales(name: str, scales: Tensor | None, x: Tensor, format: str) -> None:
-    kind = FORMATS[format]
+def _check_scales(name: str, scales: Tensor | None, x: Tensor, kind: Format) -> None:
     if (scales is None) != (kind.storage is None):
-        raise OperandError(f"attend_paged: {format} pages have {'no' if kind.storage is None else 'their'} {name}")
+        raise OperandError(f"attend_paged: {kind.name} pages have {'no' if kind.storage is None else 'their'} {name}")
     if scales is None:
         return
-    dim = x.shape[3] * kind.packed
+    dim = kind.channels(x.shape[3])
     kept = scale_dtype(scales.shape[-1])
     if scales.dtype != kept or scales.shape[:-1] != x.shape[:-1] or dim % scales.shape[-1]:
         wanted = f"{kept} [{', '.join(map(str, x.shape[:-1]))}, a part of {dim}]"

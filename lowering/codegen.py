@@ -297,6 +297,7 @@ def _flags(spec: AttentionSpec, files: list[Path], layout: Layout | None) -> str
     if layout is not None:
         flags |= {"FORMAT": repr(layout.format), "PAGE": layout.page, "KEY_GROUP": layout.key_group,
                   "HAS_E4M3": layout.e4m3}
+        flags |= {"VALUE_FORMAT": repr(layout.value_format)} if layout.value_format else {}
     constants = [text for file in files for name, text in _assignments(file).items() if name not in flags]
     return "\n".join(["import triton", "import triton.language as tl", ""]
                      + [f"{name} = tl.constexpr({value})" for name, value in flags.items()] + constants)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from ..errors import OptionError
 from ..ir import AttentionSpec, Site
 from ..pool.formats import FORMATS
 from ..sparsity import EXACTLY
-from . import codegen, disassembly, fp8, gpu, gpu_latent, tma
+from . import codegen, disassembly, fp8, gpu, gpu_latent, rotation, tma
 from .choice import Choice
 from .decode import launch as decode
 from .held import Layout
@@ -129,11 +130,10 @@ def compile_kernel(
     types: dict[str, Any] = dict.fromkeys(("q", "k", "v", "out"), _DTYPES[dtype])
     types |= {"workspace": "*fp32", "counters": "*i32", "listed": "*i16", "listed_counts": "*i32", "kept": "*u8"}
     if layout is not None:
-        stored = {None: _DTYPES[dtype], torch.int8: "*i8", torch.uint8: "*u8"}[FORMATS[layout.format].storage]
-        pages = "*i64" if layout.chosen else "*i32"
-        types |= dict.fromkeys(("k", "v"), (stored, stored if layout.format == "plain" else "*fp32", pages))
-        if layout.key_group:
-            types["k"] = (stored, "*fp16", pages)
+        pages, kinds = "*i64" if layout.chosen else "*i32", (layout.format, layout.value_format or layout.format)
+        for name, kind, scale in zip("kv", kinds, ("*fp16" if layout.key_group else "*fp32", "*fp32"), strict=True):
+            stored = {None: _DTYPES[dtype], torch.int8: "*i8", torch.uint8: "*u8"}[FORMATS[kind].storage]
+            types[name] = stored, stored if kind == "plain" else scale, pages
     built = build(function, types, constants, arch, choice.warps, choice.stages)
     return record(built, choice.family, arch, str(spec), str(choice), source)
 
@@ -152,6 +152,16 @@ def compile_bounded(
     constants = paging.constants(spec.group, queries, head_dim, columns, False, paging.begins_early(machine))
     built = build(modules.load(source, "bounded").bounded, types, constants, arch, paging.WARPS, 1)
     return record(built, "bounded", arch, str(spec), f"pages of {page}", source)
+
+
+def compile_rotation(head_dim: int, given: torch.dtype, made: torch.dtype, arch: str = DEFAULT_ARCH) -> CompiledKernel:
+    """The kernel that turns rows of `given` into rows of `made`, for pages of rotated numbers."""
+    from . import rotate
+
+    machine_named(arch)
+    types = {"x": _DTYPES[given], "y": _DTYPES[made], "scale": "fp32"}
+    built = build(rotate.rotate, types, rotation.constants(head_dim), arch, rotation.WARPS, 1)
+    return record(built, "rotate", arch, "", f"{head_dim} channels", Path(rotate.__file__).read_text())
 
 
 def compile_listing(

@@ -70,17 +70,18 @@ def attend_paged(
 ) -> Tensor:
     """out [B, H, T, Dv] in the memory order of output_like. Raises OperandError where operands and spec disagree."""
     check_paged_operands(q, k, v, k_scales, v_scales, pages, format, tables, sizes, scalars, spec, bounds=bounds)
-    meaning, env = AttentionSpec.parse(spec), (tables, sizes, scalars)
+    meaning, env, kinds = AttentionSpec.parse(spec), (tables, sizes, scalars), formats.PAIRS[format]
     plain = str(replace(meaning, sparsity=EXACTLY))
     hull = hull_of_batch(q, env, plain)
     keys, values = (
-        cast(Tensor, InPages(x, scales, pages, format, hull, q.dtype)) for x, scales in ((k, k_scales), (v, v_scales))
+        cast(Tensor, InPages(x, scales, pages, kind.name, hull, q.dtype))
+        for x, scales, kind in zip((k, v), (k_scales, v_scales), kinds, strict=True)
     )
     if bounds is None or not chooses(meaning, q.shape[2]) or keys.shape[2] == 0:
         return cpu.attend_checked(q, keys, values, tables, sizes, scalars, plain)
     out, plan = output_like(q, values, meaning.heads_first), plan_of(plain, torch.promote_types(q.dtype, torch.float32))
     return cpu_bounded.attend(
-        q, keys, values, Held(k, k_scales, pages, format), hull, bounds, plan, meaning.sparsity, env, out)
+        q, keys, values, Held(k, k_scales, pages, kinds[0].name), hull, bounds, plan, meaning.sparsity, env, out)
 
 
 def hull_of_batch(q: Tensor, env: tuple[Any, ...], spec: str) -> tuple[Tensor, Tensor]:

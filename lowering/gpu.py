@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import OperandError
 from ..ir import TILE, AttentionSpec
 from ..ops import output_like
+from ..pool.formats import PAIRS
 from ..sparsity import EXACTLY
 from . import codegen, held, modules, tma, tune
 from .checks import check_operands
@@ -31,6 +32,7 @@ from .hopper import launch as hopper
 from .launch import launch as start
 from .machine import machine_of
 from .prefill import config as prefill
+from .rotation import attend_rotated
 from .select import DTYPES, candidates, choose, choose_paged, choose_paged_plain, chooses
 from .sparse import listing, paging
 from .sparse.config import of_few_queries
@@ -65,7 +67,8 @@ def attend_paged(
     check_paged_operands(q, k, v, k_scales, v_scales, pages, format, tables, sizes, scalars, spec, DTYPES, bounds)
     meaning = AttentionSpec.parse(spec)
     plain = replace(meaning, sparsity=EXACTLY)
-    keys, values = Held(k, k_scales, pages, format), Held(v, v_scales, pages, format)
+    kinds = PAIRS[format]
+    keys, values = Held(k, k_scales, pages, kinds[0].name), Held(v, v_scales, pages, kinds[1].name)
     out = output_like(q, v.new_empty((1, 1, 1, values.shape[3]), dtype=q.dtype), meaning.heads_first)
     if out.numel() == 0 or keys.shape[2] == 0:
         return out.zero_()
@@ -142,15 +145,9 @@ def launch(
     if choice.family.startswith("decode") and spec.sparsity.selects:
         spec = of_few_queries(spec)
         given = given[:len(codegen.operands(spec))]
+    family = {"hopper": _hopper, "prefill": _prefill, "decode_hopper": _decode_hopper}.get(choice.family, _decode)
     with torch.cuda.device_of(q):
-        if choice.family == "hopper":
-            _hopper(spec, choice, q, k, v, given, out)
-        elif choice.family == "prefill":
-            _prefill(spec, choice, q, k, v, given, out)
-        elif choice.family == "decode_hopper":
-            _decode_hopper(spec, choice, q, k, v, given, out)
-        else:
-            _decode(spec, choice, q, k, v, given, out)
+        attend_rotated(lambda q, out: family(spec, choice, q, k, v, given, out), q, k, v, out)
 
 
 def _hopper(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, v: Tensor, given: list[Any], out: Tensor) -> None:
@@ -189,7 +186,7 @@ def _decode(
     spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor | Held, v: Tensor | Held, given: list[Any], out: Tensor
 ) -> None:
     constants = blocks(spec, choice, q.shape[3], v.shape[3], upcast(q.dtype))
-    decode.launch(kernel(spec, "decode", layout_of(k)), spec.group, choice, q, k, v, given, constants, out)
+    decode.launch(kernel(spec, "decode", layout_of(k, v)), spec.group, choice, q, k, v, given, constants, out)
 
 
 def _listed(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, given: list[Any]) -> tuple[Any, ...]:
@@ -212,7 +209,7 @@ def _prefill(
     keys, values = held.arguments(k), held.arguments(v)
     arguments = (q, q.stride(), *keys, *values, out, out.stride(), heads, queries, k.shape[2], *given)
     constants = blocks(spec, choice, head_dim, v.shape[3], upcast(q.dtype))
-    function = kernel(spec, "prefill", layout_of(k)).prefill
+    function = kernel(spec, "prefill", layout_of(k, v)).prefill
     start(function, grid, arguments, constants, choice.warps, choice.stages, q.device.index)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -14,13 +14,15 @@ from .machine import machine_of
 @dataclass(frozen=True)
 class Layout:
     """What the text of a kernel says of pages: `page` tokens each, numbers in `format`; `key_group` channels of a key to a
-    scale, 0 where a scale is for the whole row; `e4m3`: the machine converts fp8 itself; `chosen`: of a list of pages."""
+    scale, 0 where a scale is for the whole row; `e4m3`: the machine converts fp8 itself; `chosen`: of a list of pages;
+    `value_format`: that of values, if it is another."""
 
     format: str = "plain"
     page: int = 64
     key_group: int = 0
     e4m3: bool = False
     chosen: bool = False
+    value_format: str = ""
 
     def __str__(self) -> str:
         kind = "" if self.format == "plain" else f"{self.format} "
@@ -29,7 +31,8 @@ class Layout:
 
 @dataclass(frozen=True)
 class Held:
-    """store [P, G, PAGE, D or D / 2], scales [P, G, PAGE, .], pages [B, N]: it stands for a tensor [B, G, N * PAGE, D]."""
+    """store [P, G, PAGE, D, or the bytes of D channels], scales [P, G, PAGE, .], pages [B, N]: it stands for a tensor
+    [B, G, N * PAGE, D]."""
 
     store: Tensor
     scales: Tensor | None
@@ -39,7 +42,7 @@ class Held:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         _, heads, page, stored = self.store.shape
-        return self.pages.shape[0], heads, self.pages.shape[1] * page, stored * FORMATS[self.format].packed
+        return self.pages.shape[0], heads, self.pages.shape[1] * page, FORMATS[self.format].channels(stored)
 
     @property
     def layout(self) -> Layout:
@@ -71,5 +74,8 @@ def boxed(x: Tensor | Held) -> tuple[Tensor, ...]:
     return (x.store,) if x.scales is None else (x.store, x.scales.transpose(2, 3))
 
 
-def layout_of(x: Tensor | Held) -> Layout | None:
-    return x.layout if isinstance(x, Held) else None
+def layout_of(k: Tensor | Held, v: Tensor | Held | None = None) -> Layout | None:
+    """None of dense keys; values are as the keys are, unless they are given."""
+    if not isinstance(k, Held):
+        return None
+    return replace(k.layout, value_format=v.format) if isinstance(v, Held) and v.format != k.format else k.layout

@@ -29,7 +29,7 @@ class Pages:
         """`int8 pages of 64` or `gathered: keys and values lie in different pages`."""
         if self.paged is None:
             return f"gathered: {self.why}"
-        kind = "" if self.paged.k.format == "plain" else f"{self.paged.k.format} "
+        kind = "" if self.paged.format == "plain" else f"{self.paged.format} "
         return f"{kind}pages of {self.paged.k.page}"
 
 
@@ -65,5 +65,5 @@ def _refused(site: Progress, run: Run, paged: Paged) -> str:
     sizes, q = site.found.sizes, site.grids[0].node.meta["val"]
     spec = emit.named(page_cache.narrowed(site.spec, paged, sizes), run.evaluator).spec
     dims = int(sizes.head_dim), int(sizes.value_dim)
-    refused = run.lowering.supports_paged(spec, *dims, q.dtype, q.device.type, paged.k.format, paged.k.page)
+    refused = run.lowering.supports_paged(spec, *dims, q.dtype, q.device.type, paged.format, paged.k.page)
     return f"{refused[0].value}; found {refused[1]}" if refused else ""

@@ -194,7 +194,7 @@ def served(run: Run, site: Progress, spec: AttentionSpec) -> tuple[Reason, str] 
     named = emit.named(spec, run.evaluator).spec
     given = named, int(sizes.head_dim), int(sizes.value_dim), q.dtype, q.device.type
     paged = _paged(site)
-    return run.lowering.supports(*given) if paged is None else run.lowering.supports_paged(*given, paged.k.format, paged.k.page)
+    return run.lowering.supports(*given) if paged is None else run.lowering.supports_paged(*given, paged.format, paged.k.page)
 
 
 def summarize(run: Run) -> None:

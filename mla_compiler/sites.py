@@ -15,7 +15,7 @@ from . import expr as E
 from .costs import Costs, estimate, shape_text
 from .costs_latent import latent_costs
 from .ir import Site
-from .pool.formats import FORMATS
+from .pool.formats import PAIRS
 
 if TYPE_CHECKING:
     from .pipeline import Progress, Run
@@ -63,10 +63,10 @@ def _attended(site: Progress, run: Run) -> tuple[Costs, str, str]:
     kv_bytes, held = (q[3] + v[3]) * dtype.itemsize, None
     in_pages = site.attend.target is torch.ops.flashmla.attend_paged.default
     if in_pages:
-        pages, stored = site.attend.args[5].meta["val"], FORMATS[site.attend.args[6]]
-        held = stored.name, k[2]
-        k, v = ((q[0], x[1], hint(pages.shape[1]) * x[2], x[3] * stored.packed) for x in (k, v))
-        kv_bytes = stored.row_bytes(k[3], dtype, keys=True) + stored.row_bytes(v[3], dtype, keys=False)
+        pages, (keys, values) = site.attend.args[5].meta["val"], PAIRS[site.attend.args[6]]
+        held = site.attend.args[6], k[2]
+        k, v = ((q[0], x[1], hint(pages.shape[1]) * x[2], kind.channels(x[3])) for x, kind in ((k, keys), (v, values)))
+        kv_bytes = keys.row_bytes(k[3], dtype, keys=True) + values.row_bytes(v[3], dtype, keys=False)
     kernel, config = run.lowering.choose(spec, q, k, v, dtype, _value(site).device, held)
     costs = estimate(
         spec, B=q[0], H=q[1], Hkv=k[1], T=q[2], S=k[2], D=q[3], Dv=v[3], itemsize=dtype.itemsize,

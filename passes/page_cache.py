@@ -21,6 +21,7 @@ from torch.fx import Node
 
 from .. import expr as E
 from ..ir import AttentionSpec
+from ..pool.formats import pair_of
 from .attention import Sizes, size_of
 from .build import Builder, aten
 from .denote import Evaluator
@@ -56,6 +57,11 @@ class Paged:
     v: Gather
 
     @property
+    def format(self) -> str:
+        """As attend_paged takes it."""
+        return pair_of(self.k.format, self.v.format) or self.k.format
+
+    @property
     def columns(self) -> sympy.Basic:
         return size_of(self.k.table, -1)
 
@@ -74,7 +80,8 @@ def match(grids: Sequence[tuple[Grid, sympy.Basic]], evaluator: Evaluator) -> Pa
             return one
         found.append(one)
     k, v = found
-    if (k.format, k.page, k.end, k.flat) != (v.format, v.page, v.end, v.flat) or not _same(k.table, v.table, evaluator):
+    alike = (k.page, k.end, k.flat) == (v.page, v.end, v.flat) and pair_of(k.format, v.format) is not None
+    if not alike or not _same(k.table, v.table, evaluator):
         return "keys and values lie in different pages"
     return Paged(k, v)
 
@@ -154,4 +161,4 @@ def build(paged: Paged, builder: Builder) -> Operands:
         k, v = (builder.call(aten.unsqueeze.default, x, 2) for x in (k, v))
     if table.meta["val"].dim() == 1:
         table = builder.call(aten.unsqueeze.default, table, 0)
-    return Operands(k, v, paged.k.scales, paged.v.scales, table, paged.k.format)
+    return Operands(k, v, paged.k.scales, paged.v.scales, table, paged.format)

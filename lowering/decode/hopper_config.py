@@ -47,9 +47,11 @@ def candidates_packed(spec: AttentionSpec, shape: Shape, machine: Machine, forma
 
     As many bytes of packed tiles on their way as of two tiles of 64 keys in 16 bits; two tiles of numbers of q's dtype.
     """
+    if format not in UNPACKED:
+        return []
     rows, d, dv = spec.group * shape.queries, padded(shape.head_dim), padded(shape.value_dim)
     whole = all(FORMATS[format].group(dim, keys) == dim for dim, keys in ((shape.head_dim, True), (shape.value_dim, False)))
-    tiles = [(64, min(8, 1024 // (d + dv)))] if format in UNPACKED and whole and rows <= 64 and max(d, dv) <= 128 else []
+    tiles = [(64, min(8, 1024 // (d + dv)))] if whole and rows <= 64 and max(d, dv) <= 128 else []
     return [_choice(spec, shape, 64, *tile, machine) for tile in tiles if page % tile[0] == 0]
 
 

@@ -100,7 +100,7 @@ class Arena:
     def _plane(self, count: int, dim: int, kind: Format, group: int) -> tuple[Tensor, Tensor | None]:
         g = self.geometry
         lead = count, g.kv_heads, g.page
-        plane = torch.empty(*lead, dim // kind.packed, dtype=kind.storage or g.dtype, device=g.device)
+        plane = torch.empty(*lead, kind.elements(dim), dtype=kind.storage or g.dtype, device=g.device)
         scales = torch.empty(*lead, dim // group, dtype=formats.scale_dtype(dim // group), device=g.device) if group else None
         for x in (plane, scales):
             if x is not None:

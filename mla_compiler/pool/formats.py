@@ -3,11 +3,14 @@
     plain   as they come, without scales
     fp8     e4m3
     int8    -127 .. 127
-    int4    -8 .. 7, two channels a byte, the even one in the low half
+    int6    -32 .. 31, rotated: the upper four bits of all channels as in int4, then the lower two, four channels a byte
+    int4    -8 .. 7, rotated; two channels a byte, the even one in the low half
     k8v4    keys in int8, values in int4: rounding of keys costs most, for softmax takes their products to the exponent
+    k6v4    keys in int6, values in int4
 
-A scale stands for a token and head, or in int4 keys for 32 channels of it, and in wide heads for 64 of int8 keys and of
-k8v4's values: single channels of keys are large in every token.
+Rotated: x H is kept in the place of x (`hadamard`): single channels of keys are large in every token and would set the step of
+all; in x H they are spread over all.
+A scale stands for a token and head, or in int4 keys for 32 channels of it, and in wide heads for 64 of int8 keys.
 Scales of heads are float32, for a kernel copies no fewer than 4 bytes at a time; those of groups, several beside each other,
 float16. The values are rounded against the scale as it is stored, so its own rounding costs nothing.
 Values are kept in torch.int8 or torch.uint8, whatever they mean, because every operator moves those.
@@ -21,26 +24,40 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from .hadamard import rotate
+
 _FP8: Final = torch.float8_e4m3fn
 
 
 @dataclass(frozen=True)
 class Format:
-    """`storage` of the values, `packed` channels to an element; a scale for a head, or for `key_group` channels of keys, and
-    `value_group` of values, that have more than `whole` of them."""
+    """`storage` of the values, `bits` of it for a channel (0: as they come); a scale for a head, or for `key_group` channels of
+    keys that have more than `whole` of them."""
 
     name: str
     storage: torch.dtype | None
-    packed: int = 1
+    bits: int = 0
     key_group: int = 0
-    value_group: int = 0
     whole: int = 0
+    rotated: bool = False
+
+    def elements(self, dim: int) -> int:
+        """Elements of storage that hold so many channels."""
+        return dim * self.bits // 8 if self.bits else dim
+
+    def channels(self, elements: int) -> int:
+        """Channels that lie in so many elements."""
+        return elements * 8 // self.bits if self.bits else elements
+
+    def fits(self, dim: int) -> bool:
+        """Whether so many channels fill whole bytes."""
+        return self.channels(self.elements(dim)) == dim and dim * self.bits % 8 == 0
 
     def group(self, dim: int, keys: bool) -> int:
         """Channels of one scale, of `dim` in all; 0 without scales."""
         if self.storage is None:
             return 0
-        group = self.key_group if keys else self.value_group
+        group = self.key_group if keys else 0
         return group if group and dim > self.whole and dim % group == 0 else dim
 
     def row_bytes(self, dim: int, dtype: torch.dtype, keys: bool) -> int:
@@ -48,19 +65,25 @@ class Format:
         if self.storage is None:
             return dim * dtype.itemsize
         groups = dim // self.group(dim, keys)
-        return dim // self.packed + groups * scale_dtype(groups).itemsize
+        return self.elements(dim) + groups * scale_dtype(groups).itemsize
 
 
 FORMATS: Final = {
-    "plain": Format("plain", None), "fp8": Format("fp8", torch.uint8),
-    "int8": Format("int8", torch.int8, key_group=64, whole=128),
-    "int4": Format("int4", torch.uint8, packed=2, key_group=32),
+    "plain": Format("plain", None), "fp8": Format("fp8", torch.uint8, 8),
+    "int8": Format("int8", torch.int8, 8, key_group=64, whole=128),
+    "int6": Format("int6", torch.uint8, 6, rotated=True),
+    "int4": Format("int4", torch.uint8, 4, key_group=32, rotated=True),
 }
 
 PAIRS: Final = {name: (format, format) for name, format in FORMATS.items()} | {
-    "k8v4": (FORMATS["int8"], Format("int4", torch.uint8, packed=2, value_group=64, whole=128)),
+    "k8v4": (FORMATS["int8"], FORMATS["int4"]), "k6v4": (FORMATS["int6"], FORMATS["int4"]),
 }
 """What a pool may be asked for, and the formats of its keys and of its values."""
+
+
+def pair_of(keys: str, values: str) -> str | None:
+    """The name of a pair; None where there is none of these two."""
+    return next((name for name, (k, v) in PAIRS.items() if (k.name, v.name) == (keys, values)), None)
 
 
 def scale_dtype(groups: int) -> torch.dtype:
@@ -70,10 +93,12 @@ def scale_dtype(groups: int) -> torch.dtype:
 
 def quantize(x: Tensor, format: str, group: int) -> tuple[Tensor, Tensor]:
     """x [..., D] -> values [..., D or D / 2] and scales [..., D / group]."""
-    grouped = x.float().unflatten(-1, (-1, group))
-    if format == "int4":
+    x = rotate(x.float()) if FORMATS[format].rotated else x.float()
+    grouped = x.unflatten(-1, (-1, group))
+    if format in ("int4", "int6"):
         least, most = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
-        extreme, ends_at = torch.where(most > -least, most, least), -8.0  # the number furthest from 0 becomes -8 exactly
+        # The number furthest from 0 becomes the least of the range exactly.
+        extreme, ends_at = torch.where(most > -least, most, least), -8.0 if format == "int4" else -32.0
     else:
         extreme, ends_at = grouped.abs().amax(-1, keepdim=True), 448.0 if format == "fp8" else 127.0
     scales = (extreme / ends_at).to(scale_dtype(grouped.shape[-2]))
@@ -87,8 +112,24 @@ def _stored(scaled: Tensor, format: str) -> Tensor:
         return scaled.clamp(-448.0, 448.0).to(_FP8).view(torch.uint8)
     if format == "int8":
         return scaled.round().clamp(-127.0, 127.0).to(torch.int8)
-    nibbles = (scaled.round().clamp(-8.0, 7.0) + 8.0).to(torch.uint8)
-    return nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
+    if format == "int4":
+        return _packed((scaled.round().clamp(-8.0, 7.0) + 8.0).to(torch.uint8), 4)
+    codes = (scaled.round().clamp(-32.0, 31.0) + 32.0).to(torch.uint8)
+    return torch.cat([_packed(codes >> 2, 4), _packed(codes & 3, 2)], -1)
+
+
+def _packed(codes: Tensor, bits: int) -> Tensor:
+    """codes [..., D] of so many bits -> [..., D * bits / 8], the first in the low bits of a byte."""
+    count = 8 // bits
+    byte = codes[..., 0::count]
+    for at in range(1, count):
+        byte = byte | (codes[..., at::count] << (bits * at))
+    return byte
+
+
+def _unpacked(stored: Tensor, bits: int) -> Tensor:
+    """What `_packed` packed."""
+    return torch.stack([(stored >> at) & ((1 << bits) - 1) for at in range(0, 8, bits)], -1).flatten(-2)
 
 
 def dequantize(values: Tensor, scales: Tensor, format: str, dtype: torch.dtype) -> Tensor:
@@ -97,7 +138,12 @@ def dequantize(values: Tensor, scales: Tensor, format: str, dtype: torch.dtype) 
         numbers = values.view(_FP8).float()
     elif format == "int8":
         numbers = values.float()
+    elif format == "int4":
+        numbers = _unpacked(values, 4).float() - 8.0
     else:
-        numbers = torch.stack([values & 15, values >> 4], -1).flatten(-2).float() - 8.0
+        upper = values.shape[-1] * 2 // 3
+        codes = (_unpacked(values[..., :upper], 4) << 2) | _unpacked(values[..., upper:], 2)
+        numbers = codes.float() - 32.0
     group = numbers.shape[-1] // scales.shape[-1]
-    return (numbers.unflatten(-1, (-1, group)) * scales.float().unsqueeze(-1)).flatten(-2).to(dtype)
+    x = (numbers.unflatten(-1, (-1, group)) * scales.float().unsqueeze(-1)).flatten(-2)
+    return (rotate(x) if FORMATS[format].rotated else x).to(dtype)

@@ -36,8 +36,8 @@ class Geometry:
             if getattr(self, name) < 1:
                 raise PoolError(f"a pool's {name} is at least 1; found {getattr(self, name)}")
         for stored, dim in zip(self.stored, (self.k_dim, self.v_dim), strict=True):
-            if dim % stored.packed:
-                raise PoolError(f"{stored.name} holds {stored.packed} channels a byte; found {dim}")
+            if not stored.fits(dim):
+                raise PoolError(f"{stored.name} fills bytes with {stored.bits} bits a channel; found {dim} channels")
 
     @property
     def stored(self) -> tuple[Format, Format]:

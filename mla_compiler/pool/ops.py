@@ -107,7 +107,7 @@ def _view_fake(
 ) -> Tensor:
     """`bounds` are not read here: they are those of the pages, for whoever reads these instead."""
     _, heads, size, stored = pages.shape
-    dim = stored * formats.FORMATS[format].packed
+    dim = formats.FORMATS[format].channels(stored)
     return pages.new_empty((table.shape[0], heads, table.shape[1] * size, dim), dtype=dtype)
 
 
@@ -120,8 +120,9 @@ def _attend_paged_fake(
 
     A negative page counts from the last, as in k[pages]. Where every query of a row is shown nothing, nothing is read.
     bounds [P, H/group, 2, D] in q's dtype: those of the keys of each page, where the spec's policy is to choose among pages.
+    format: a pair of `formats`, of keys and of values; that of pool_view is of one of the two.
     """
-    value = v.new_empty((1, 1, 1, v.shape[3] * formats.FORMATS[format].packed), dtype=q.dtype)
+    value = v.new_empty((1, 1, 1, formats.PAIRS[format][1].channels(v.shape[3])), dtype=q.dtype)
     return output_like(q, value, AttentionSpec.parse(spec).heads_first)
 
 

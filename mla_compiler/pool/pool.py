@@ -41,8 +41,8 @@ def memory() -> list[dict[str, Any]]:
 class KVPool:
     """One arena of pages of `page` tokens, sized by one of `nbytes`, `tokens`, `fraction` (of the memory free now).
 
-    A page spans `layers` layers; keys and values may differ in their head dims. `format` is how they lie in memory
-    (`formats`): "plain", "fp8", "int8", "int4", "k8v4". `preallocate=False` takes the memory as it is needed, up to the size;
+    A page spans `layers` layers; keys and values may differ in their head dims. `format` is how they lie in memory (`formats`):
+    "plain", "fp8", "int8", "k8v4", "k6v4", "int4". `preallocate=False` takes the memory as it is needed, up to the size;
     `bounds=True` keeps the least and greatest of the keys of each page, by which `flashmla.sparsity="pages=..."` chooses pages.
     `grow=True` lets the pool double beyond it. `host_tokens` may wait in host memory: what is `idle`, when there is no room
     otherwise, and what one evicts; whatever uses such a sequence brings it back.

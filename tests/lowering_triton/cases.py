@@ -18,6 +18,7 @@ from mla_compiler.lowering.choice import Choice
 from mla_compiler.lowering.held import Held
 from mla_compiler.lowering.machine import machine_of
 from mla_compiler.lowering.select import choose, choose_paged
+from mla_compiler.pool.formats import PAIRS
 from tests.ops.pages import encoded, store
 
 PREFILL = Choice("prefill", 32, 16, 4, 1)
@@ -87,7 +88,7 @@ def in_pages(x: Tensor, pages: Tensor, case: Case, keys: bool, device: str) -> t
     unused = [page for page in range(count) if page not in pages % count]
     poisoned[unused] = torch.nan
     moved = [None if y is None else y.to(device) for y in stores]
-    return numbers, Held(*moved, pages.to(device), case.format)
+    return numbers, Held(*moved, pages.to(device), PAIRS[case.format][0 if keys else 1].name)
 
 
 def _moved(x: Tensor, device: str) -> Tensor:

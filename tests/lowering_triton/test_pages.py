@@ -10,6 +10,7 @@ from mla_compiler.lowering.compile import compile_bounded, compile_kernel
 from mla_compiler.lowering.held import Layout
 from mla_compiler.lowering.machine import MACHINES
 from mla_compiler.lowering.select import choose_paged
+from mla_compiler.pool.formats import PAIRS
 
 from .attentions import CASES
 from .cases import DECODE, PREFILL, Case
@@ -17,7 +18,7 @@ from .test_kernels import check
 
 SPLIT = DECODE.__class__("decode", 16, 16, 4, 1, 3)
 STEP = CASES["live length"].but(queries=1, keys=96, choice=DECODE)
-FORMATS = ("plain", "fp8", "int8", "int4")
+FORMATS = tuple(PAIRS)
 NAMES = ("full", "window", "documents, bounded", "bias", "sinks", "mask, summarised", "a length for all", "every function")
 """One for each way through the scan: where a row lies does not depend on what is scored."""
 
@@ -50,11 +51,18 @@ def test_formats(interpreted, format, dims, choice):
     check(interpreted, paged(CASES["causal"].but(queries=21), 16, **sizes))
 
 
+def layout_named(format, page, e4m3, chosen=False):
+    """Of a pair of formats, with head dims of 128 at most."""
+    keys, values = PAIRS[format]
+    other = "" if keys == values else values.name
+    return Layout(keys.name, page, 32 if format == "int4" else 0, e4m3, chosen, other)
+
+
 def compiled(format, queries, dim, arch, dtype=torch.bfloat16, page=64):
     spec = AttentionSpec.parse("score: 0.125*s; hi: min(i + n0, T0[b]); group: 4")
     machine = MACHINES[arch]
     e4m3 = machine.backend == "cuda" and machine.capability >= (8, 9)
-    layout = Layout(format, page, 32 if format == "int4" else 0, e4m3)
+    layout = layout_named(format, page, e4m3)
     choice = choose_paged(spec, 2, 32, queries, 8192, dim, dim, dtype, machine, format, page)
     return compile_kernel(spec, choice, dim, dim, dtype, arch, layout)
 
@@ -78,7 +86,7 @@ def test_a_step_over_chosen_pages(format, page):
     dtype = torch.float16 if format == "fp8" else torch.bfloat16
     spec = AttentionSpec.parse("score: 0.125*s; hi: min(i + n0, T0[b]); group: 4")
     choice = choose_paged(spec, 2, 32, 1, 131072, 128, 128, dtype, MACHINES["sm_90"], format, page, chosen=True)
-    layout = Layout(format, page, 32 if format == "int4" else 0, True, chosen=True)
+    layout = layout_named(format, page, True, chosen=True)
     kernel = compile_kernel(spec, choice, 128, 128, dtype, "sm_90", layout)
     assert kernel.name == "decode" and kernel.spills == 0 and page % choice.block_n == 0
     assert re.findall(r"cp\.async\.c[ag]\.shared\.global .*?, (0x10|0x8|0x4),", kernel.ptx).count("0x10") >= 2

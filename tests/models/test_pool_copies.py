@@ -22,21 +22,21 @@ from tests.models.scenarios import MAX_LEN, tokens
 NAMES = tuple(name for name in ("llama", "gemma2", "deepseek_v3") if not needs_newer(name, "static"))
 
 
-def opened(name: str, format: str) -> tuple[object, PooledCache]:
+def opened(name: str, format: str, bounds: bool) -> tuple[object, PooledCache]:
     """The model, and a cache that has taken the prompt, over pages of one layer each, for layers of every window."""
     subject, shapes = model(name), DynamicCache()
     subject(input_ids=tokens(), past_key_values=shapes)
     k, v = shapes.layers[0].keys, shapes.layers[0].values
-    pool = KVPool(1, k.shape[1], k.shape[3], v.shape[3], dtype=k.dtype, tokens=64 * 64, format=format)
+    pool = KVPool(1, k.shape[1], k.shape[3], v.shape[3], dtype=k.dtype, tokens=64 * 64, format=format, bounds=bounds)
     cache = PooledCache(subject.config, pool=pool, longest=MAX_LEN)
     subject(input_ids=tokens(), past_key_values=cache)
     return subject, cache
 
 
-def decode_code(name: str, format: str, backend: str) -> tuple[str, int]:
+def decode_code(name: str, format: str, backend: str, bounds: bool = False) -> tuple[str, int]:
     """Wrapper and kernels of one decode step, as text; the elements of the smallest pages it writes to."""
     with watching() as seen:
-        subject, cache = opened(name, format)
+        subject, cache = opened(name, format, bounds)
         step = torch.compile(lambda ids: subject(input_ids=ids, past_key_values=cache).logits, backend=backend)
         code = "\n".join(get_code(step, tokens(1)))
     if backend == BACKEND:
@@ -57,8 +57,15 @@ def test_no_pages_are_copied_or_gathered(name: str) -> None:
     assert large(*decode_code(name, "plain", BACKEND)) == []
 
 
-def test_nor_are_quantised_ones() -> None:
-    assert large(*decode_code("llama", "int4", BACKEND)) == []
+@pytest.mark.parametrize("format", ["int4", "k6v4"])
+def test_nor_are_quantised_ones(format: str) -> None:
+    assert large(*decode_code("llama", format, BACKEND)) == []
+
+
+@pytest.mark.parametrize("format", ["plain", "k6v4"])
+def test_nor_are_bounds(format: str) -> None:
+    """pool_bound reads the old bounds of a page and writes the new ones in place: of the tensors they are the smallest."""
+    assert large(*decode_code("llama", format, BACKEND, bounds=True)) == []
 
 
 def test_the_check_sees_a_gather() -> None:

@@ -50,9 +50,9 @@ def encoded(x, format, keys):
     """Values, scales, and what they say, of x [B, H, S, D]."""
     if format == "plain":
         return x, None, x
-    group = formats.FORMATS[format].group(x.shape[3], keys)
-    values, scales = formats.quantize(x, format, group)
-    return values, scales, formats.dequantize(values, scales, format, x.dtype)
+    kind = formats.PAIRS[format][0 if keys else 1]
+    values, scales = formats.quantize(x, kind.name, kind.group(x.shape[3], keys))
+    return values, scales, formats.dequantize(values, scales, kind.name, x.dtype)
 
 
 def store(x, pages, page, count):

@@ -5,13 +5,14 @@ import torch
 
 from mla_compiler.errors import OperandError
 from mla_compiler.lowering import cpu
+from mla_compiler.pool import formats
 
 from .cases import CASES, SHAPES, assert_close, problem
 from .pages import in_pages
 from .test_op_contract import assert_fake_is_exact
 
 attend_paged = torch.ops.flashmla.attend_paged.default
-FORMATS = ("plain", "fp8", "int8", "int4")
+FORMATS = tuple(formats.PAIRS)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

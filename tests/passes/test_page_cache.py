@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mla_compiler.pool.formats import PAIRS
 from mla_compiler.pool.ops import _append
 from tests.pipeline.graphs import piped, sdpa, text, traced
 from tests.pipeline.test_rewrites import repeated
@@ -124,18 +125,19 @@ def test_keys_beyond_the_lengths_are_hidden(program, most):
 def quantised(format):
     def program(q, k_values, k_scales, v_values, v_scales, table, lengths):
         keys, values = (
-            POOL.pool_view(x, scales, table, lengths, format, q.dtype)
-            for x, scales in ((k_values, k_scales), (v_values, v_scales))
+            POOL.pool_view(x, scales, table, lengths, kind.name, q.dtype)
+            for x, scales, kind in zip((k_values, v_values), (k_scales, v_scales), PAIRS[format], strict=True)
         )
         return sdpa(q, keys, values, mask_of(lengths - 1, 1, keys.shape[2]), enable_gqa=True)
 
     return program
 
 
-@pytest.mark.parametrize("format", ["fp8", "int8", "int4"])
+@pytest.mark.parametrize("format", list(PAIRS)[1:])
 def test_quantised_pages(format):
     q, _, _, pages_k, pages_v, table, lengths = inputs()
-    given = q, *POOL.pool_quantize(pages_k, format, DIM), *POOL.pool_quantize(pages_v, format, DIM), table, lengths
+    keys, values = (POOL.pool_quantize(x, kind.name, DIM) for x, kind in zip((pages_k, pages_v), PAIRS[format], strict=True))
+    given = q, *keys, *values, table, lengths
     module = traced(quantised(format), *given)
     before = module(*given)
     (site,) = piped(module)

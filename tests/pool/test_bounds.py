@@ -26,7 +26,7 @@ def check(pool, sequences):
                 assert (store.bounds[page, :, 0] >= k.amax(1)).all() and (store.bounds[page, :, 1] >= (-k).amax(1)).all()
 
 
-@pytest.mark.parametrize("format", ["plain", "fp8", "int8", "int4"])
+@pytest.mark.parametrize("format", ["plain", "fp8", "int8", "k6v4", "int4"])
 def test_bounds_hold_through_forks_truncation_growth_and_the_host(format):
     torch.manual_seed(0)
     pool = KVPool(2, 3, 32, page=4, tokens=16, grow=True, host_tokens=256, bounds=True, format=format)

@@ -170,9 +170,10 @@ def test_longer_than_it_was_told():
         PooledCache(model.config, tokens=64, longest=0)
 
 
-def test_keys_and_values_of_two_formats_are_gathered():
+@pytest.mark.parametrize("format", ["k8v4", "k6v4"])
+def test_keys_and_values_of_two_formats_are_read_where_they_lie(format):
     model, ids = MODELS["llama"](), prompt(MODELS["llama"]())["input_ids"]
-    pool = pool_for("llama", format="k8v4")
+    pool = pool_for("llama", format=format)
     with watching() as seen:
         caches = [opened(model, pool) for _ in range(2)]
         for cache in caches:
@@ -180,4 +181,4 @@ def test_keys_and_values_of_two_formats_are_gathered():
         expected = model(ids[:, :1], past_key_values=caches[0]).logits
         found = compile_forward(model)(ids[:, :1], past_key_values=caches[1]).logits
     torch.testing.assert_close(found, expected)
-    assert {site.pages for site in seen.sites} == {"gathered: keys and values lie in different pages"}
+    assert {site.pages for site in seen.sites} == {f"{format} pages of {pool.geometry.page}"}

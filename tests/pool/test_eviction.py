@@ -119,7 +119,7 @@ def test_a_growing_pool_evicts_first():
     subject.check_contents(busy)
 
 
-@pytest.mark.parametrize("format", ["plain", "int4", "k8v4"])
+@pytest.mark.parametrize("format", ["plain", "int4", "k6v4"])
 def test_every_tensor_of_a_page_moves(format):
     pool = KVPool(2, 2, 32, tokens=16, page=4, host_tokens=16, format=format)
     sequence = pool.allocate()

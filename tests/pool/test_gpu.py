@@ -57,7 +57,7 @@ def test_the_forward_compiled_by_its_user(way):
         assert counters["stats"]["unique_graphs"] == 2
 
 
-@pytest.mark.parametrize("format", ["plain", "int8", "int4", "fp8"])
+@pytest.mark.parametrize("format", ["plain", "int8", "int4", "fp8", "k6v4"])
 def test_generated_code_copies_no_pages(format):
     model, inputs = on_gpu("llama")
     pool = pool_for("llama", format=format)
