@@ -10,6 +10,7 @@ import torch
 from .attentions import COMPILE_S, DENSE
 from .bars import BEST, BEST_SDPA, Judged, Limit, judge, missed
 from .cases import FLASHMLA
+from .measure import Run
 from .sampling import AnyCase
 
 COMMON = (Limit(COMPILE_S, 10),)
@@ -18,13 +19,14 @@ COMMON = (Limit(COMPILE_S, 10),)
 
 @dataclass
 class Reading:
-    """One kernel on one case. us: median microseconds; error: times the formula's; how: per_call; note: why no number."""
+    """One kernel on one case. us: median microseconds; error: times the formula's; how: of `run`; note: why no number."""
 
     us: float | None = None
     error: float = 0.0
     compile_s: float = 0.0
     how: str = ""
     note: str = ""
+    run: Run | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass

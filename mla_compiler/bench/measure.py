@@ -79,13 +79,24 @@ def _events(call: Callable[[], object], before: Callable[[], object]) -> tuple[t
     return start, end
 
 
-def per_call(calls: Sequence[Callable[[], object]], device: str, repeats: int) -> tuple[float, str]:
-    """Microseconds of one of `calls`, which take turns, and how that was found: "graph", or "events: why" where a CUDA
-    graph cannot hold them. Median of `repeats` runs of about 2 ms."""
+@dataclass(frozen=True)
+class Run:
+    """us: microseconds of a call; how: "graph", "clock", or "events: why" where a CUDA graph cannot hold the calls.
+    replay: what was timed, `count` calls."""
+
+    us: float
+    how: str
+    replay: Callable[[], object]
+    count: int
+
+
+def per_call(calls: Sequence[Callable[[], object]], device: str, repeats: int) -> Run:
+    """One of `calls`, which take turns: median of `repeats` runs of about 2 ms."""
     for call in calls:
         call()
     if device == "cpu":
-        return 1e3 * statistics.median(_wall(call, _nothing) for _ in range(repeats) for call in calls), "clock"
+        us = 1e3 * statistics.median(_wall(call, _nothing) for _ in range(repeats) for call in calls)
+        return Run(us, "clock", lambda: [call() for call in calls], len(calls))
     rough = measure(lambda: [call() for call in calls], _nothing, device, WARMUP).ms / len(calls)
     rounds = min(MOST_ROUNDS, max(1, math.ceil(RUN_MS / (rough * len(calls)))))
 
@@ -95,7 +106,19 @@ def per_call(calls: Sequence[Callable[[], object]], device: str, repeats: int) -
                 call()
 
     replay, how = _captured(run)
-    return 1e3 * measure(replay, _nothing, device, repeats).ms / (rounds * len(calls)), how
+    count = rounds * len(calls)
+    return Run(1e3 * measure(replay, _nothing, device, repeats).ms / count, how, replay, count)
+
+
+def in_turns(runs: Sequence[Run], repeats: int) -> list[float]:
+    """Microseconds of a call of each, on a GPU: medians of `repeats` rounds in which every run has its turn.
+
+    What is timed minutes apart meets other clocks and another temperature, which is worth a percent.
+    """
+    pairs = [[_events(run.replay, _nothing) for run in runs] for _ in range(repeats)]
+    torch.cuda.synchronize()
+    return [1e3 * statistics.median(a.elapsed_time(b) for a, b in each) / run.count
+            for run, each in zip(runs, zip(*pairs, strict=True), strict=True)]
 
 
 def _captured(run: Callable[[], object]) -> tuple[Callable[[], object], str]:

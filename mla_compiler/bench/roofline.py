@@ -27,7 +27,7 @@ class Roofline:
         """Of a copy of `gib` GiB and a product of two [n, n] matrices."""
         source = torch.empty(int(gib * 2**30), dtype=torch.uint8, device=device).fill_(1)
         target = torch.empty_like(source)
-        copy_us, _ = per_call([lambda: target.copy_(source)], device, repeats)
+        copy_us = per_call([lambda: target.copy_(source)], device, repeats).us
         a, b = (torch.randn(n, n, dtype=dtype, device=device) for _ in range(2))
-        matmul_us, _ = per_call([lambda: a @ b], device, repeats)
+        matmul_us = per_call([lambda: a @ b], device, repeats).us
         return cls(2e-6 * source.numel() / copy_us, 2e-6 * n**3 / matmul_us)

@@ -73,7 +73,9 @@ def share(row: KernelRow, roof: Roofline) -> float | None:
 
 def as_json(row: KernelRow, roof: Roofline) -> dict[str, Any]:
     best = row.best()
-    readings = {name: {**dataclasses.asdict(found), "rate": row.rate(found.us)} for name, found in row.readings.items()}
+    shown = [part.name for part in dataclasses.fields(Reading) if part.compare]
+    readings = {name: {part: getattr(found, part) for part in shown} | {"rate": row.rate(found.us)}
+                for name, found in row.readings.items()}
     return {
         "case": row.case.name, "group": row.case.group, "spec": row.case.spec, "unit": row.case.unit, "readings": readings,
         "best_peer": best[0] if best else None, "ratio": row.ratio(best[0]) if best else None, "of_roofline": share(row, roof),

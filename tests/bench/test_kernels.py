@@ -1,6 +1,7 @@
 """Rows of kernels: ratios, rates, bars, what is shown; and one case run for real, tiny."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from mla_compiler.bench.bars import BEST, BEST_SDPA, Bar, Limit
 from mla_compiler.bench.compare import Settings
 from mla_compiler.bench.kernel_rows import KernelRow, Reading, failures
 from mla_compiler.bench.kernels import run_kernels
-from mla_compiler.bench.measure import per_call
+from mla_compiler.bench.measure import Run, per_call
 from mla_compiler.bench.operands import Operands
 from mla_compiler.bench.peers import PEERS, Peer, Unfit
 from mla_compiler.bench.pool import PAGED
@@ -153,8 +154,8 @@ def test_a_first_call_made_beforehand_is_the_one_that_is_shown():
 
 def test_calls_take_turns():
     seen = []
-    us, how = per_call([lambda: seen.append(0), lambda: seen.append(1)], "cpu", 3)
-    assert seen == [0, 1] * 4 and us > 0 and how == "clock"
+    run = per_call([lambda: seen.append(0), lambda: seen.append(1)], "cpu", 3)
+    assert seen == [0, 1] * 4 and run.us > 0 and run.how == "clock"
 
 
 class Recorded:
@@ -190,12 +191,27 @@ def test_on_a_gpu_a_graph_of_about_two_milliseconds_is_replayed_else_events_are_
     monkeypatch.setattr(Recorded, "replays", 0)
     seen = []
     calls = [lambda: seen.append(0), lambda: seen.append(1)]
-    assert per_call(calls, "cuda", 5) == (1e3 * 0.5 / 8, "graph")  # 0.5 ms for two calls: four rounds of two
+    run = per_call(calls, "cuda", 5)
+    assert (run.us, run.how, run.count) == (1e3 * 0.5 / 8, "graph", 8)  # 0.5 ms for two calls: four rounds of two
     assert seen[-8:] == [0, 1] * 4 and Recorded.replays == 3 + 5
     monkeypatch.setattr(Recorded, "broken", True)
     reason = "events: RuntimeError: operation not permitted when stream is capturing"
-    assert per_call(calls, "cuda", 5) == (1e3 * 0.5 / 8, reason)
-    assert Recorded.replays == 3 + 5
+    run = per_call(calls, "cuda", 5)
+    assert (run.us, run.how, Recorded.replays) == (1e3 * 0.5 / 8, reason, 3 + 5)
+
+
+def test_kernels_are_timed_in_turns(monkeypatch):
+    """Each reading gets the time of its own run, the dense one the last; a run that is done gives its graph's memory back."""
+    monkeypatch.setattr(torch.cuda, "Event", Recorded)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: 0)
+    seen = []
+    runs = [Run(9.0, "graph", functools.partial(seen.append, at), count) for at, count in enumerate((1, 2, 4))]
+    row = KernelRow(TOY, torch.bfloat16, {"flashmla": Reading(9.0, how="graph", run=runs[0]), "sdpa": Reading(note="absent"),
+                                          "fa3": Reading(9.0, how="graph", run=runs[1])}, dense_us=9.0)
+    kernels._again_in_turns(row, runs[2], dataclasses.replace(SETTINGS, device="cuda", repeats=3))
+    assert seen == [0, 1, 2] * 3
+    assert [row.readings[name].us for name in row.readings] == [500.0, None, 250.0] and row.dense_us == 125.0
+    assert all(reading.run is None for reading in row.readings.values())
 
 
 @pytest.mark.gpu
