@@ -50,18 +50,20 @@ def finish(w: gl.constexpr, acc, m, l, place, message, queries, small, bars, tur
     acc = acc * gl.convert_layout(scale, gl.SliceLayout(1, layout))[:, None]
     b, h0, i0 = place
     slot = told(message, 9)
-    rows = queries[0].index(w).reshape([ROWS, HALF])
-    rows.store(acc.to(out.dtype))
-    fence_async_shared()
     if slot < 0:
+        queries[0].index(w).reshape([ROWS, HALF]).store(acc.to(out.dtype))
+        fence_async_shared()
         tma.async_copy_shared_to_global(out, [b, i0, h0, w * HALF], queries[0].index(w))
+        tma.store_wait(0)
     if workspace is not None:  # noqa: SIM102 (one is of the compiler, one of the launch)
         if slot >= 0:
             lane, lanes = lane_of(sizes, BLOCK_H)
             at = (slot * lanes + lane) * ROWS
-            there = rows.slice(0, workspace.block_type.shape[0], 0)
-            tma.async_copy_shared_to_global(workspace, [at, w * HALF], there)
+            room = queries[0].index(w).reshape([ROWS, HALF])._reinterpret(queries[0].dtype, [ROWS, HALF], workspace.layout)
+            room.store(acc.to(room.dtype))
+            fence_async_shared()
+            tma.async_copy_shared_to_global(workspace, [at, w * HALF], room.slice(0, workspace.block_type.shape[0], 0))
+            tma.store_wait(0)
             if w == 0:
                 gl.store(lse + at + gl.arange(0, ROWS, m.type.layout), m + gl.log2(l))
-    tma.store_wait(0)
     mbarrier.arrive(bars[2].index(FREE))

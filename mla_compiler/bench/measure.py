@@ -82,12 +82,13 @@ def _events(call: Callable[[], object], before: Callable[[], object]) -> tuple[t
 @dataclass(frozen=True)
 class Run:
     """us: microseconds of a call; how: "graph", "clock", or "events: why" where a CUDA graph cannot hold the calls.
-    replay: what was timed, `count` calls."""
+    replay: what was timed, `count` calls; held: what a graph reads and does not keep alive."""
 
     us: float
     how: str
     replay: Callable[[], object]
     count: int
+    held: object = None
 
 
 def per_call(calls: Sequence[Callable[[], object]], device: str, repeats: int) -> Run:
@@ -107,7 +108,7 @@ def per_call(calls: Sequence[Callable[[], object]], device: str, repeats: int) -
 
     replay, how = _captured(run)
     count = rounds * len(calls)
-    return Run(1e3 * measure(replay, _nothing, device, repeats).ms / count, how, replay, count)
+    return Run(1e3 * measure(replay, _nothing, device, repeats).ms / count, how, replay, count, calls)
 
 
 def in_turns(runs: Sequence[Run], repeats: int) -> list[float]:

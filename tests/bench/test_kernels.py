@@ -193,6 +193,7 @@ def test_on_a_gpu_a_graph_of_about_two_milliseconds_is_replayed_else_events_are_
     calls = [lambda: seen.append(0), lambda: seen.append(1)]
     run = per_call(calls, "cuda", 5)
     assert (run.us, run.how, run.count) == (1e3 * 0.5 / 8, "graph", 8)  # 0.5 ms for two calls: four rounds of two
+    assert run.held is calls                                    # a graph reads their operands and keeps none alive
     assert seen[-8:] == [0, 1] * 4 and Recorded.replays == 3 + 5
     monkeypatch.setattr(Recorded, "broken", True)
     reason = "events: RuntimeError: operation not permitted when stream is capturing"
