@@ -10,7 +10,7 @@
 
 Rotated: x H is kept in the place of x (`hadamard`): single channels of keys are large in every token and would set the step of
 all; in x H they are spread over all.
-A scale stands for a token and head, or in int4 keys for 32 channels of it, and in wide heads for 64 of int8 keys.
+A scale stands for a token and head, or in int4 and int6 keys for 32 channels of it, and in wide heads for 64 of int8 keys.
 Scales of heads are float32, for a kernel copies no fewer than 4 bytes at a time; those of groups, several beside each other,
 float16. The values are rounded against the scale as it is stored, so its own rounding costs nothing.
 Values are kept in torch.int8 or torch.uint8, whatever they mean, because every operator moves those.
@@ -71,7 +71,7 @@ class Format:
 FORMATS: Final = {
     "plain": Format("plain", None), "fp8": Format("fp8", torch.uint8, 8),
     "int8": Format("int8", torch.int8, 8, key_group=64, whole=128),
-    "int6": Format("int6", torch.uint8, 6, rotated=True),
+    "int6": Format("int6", torch.uint8, 6, key_group=32, rotated=True),
     "int4": Format("int4", torch.uint8, 4, key_group=32, rotated=True),
 }
 

@@ -55,7 +55,7 @@ def layout_named(format, page, e4m3, chosen=False):
     """Of a pair of formats, with head dims of 128 at most."""
     keys, values = PAIRS[format]
     other = "" if keys == values else values.name
-    return Layout(keys.name, page, 32 if format == "int4" else 0, e4m3, chosen, other)
+    return Layout(keys.name, page, 32 if keys.rotated else 0, e4m3, chosen, other)
 
 
 def compiled(format, queries, dim, arch, dtype=torch.bfloat16, page=64):
