@@ -16,7 +16,7 @@ from .ir import Site
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from .lowering.compile import CompiledKernel
+    from .lowering.build import CompiledKernel
 
 FORMAT = 1
 """Version of the JSON form."""

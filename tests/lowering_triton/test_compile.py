@@ -7,7 +7,9 @@ import torch
 
 from mla_compiler.errors import OptionError
 from mla_compiler.ir import AttentionSpec, Site
-from mla_compiler.lowering.compile import build, compile_kernel, compile_listing, compile_spec, kernels_of_sites
+from mla_compiler.lowering.build import build
+from mla_compiler.lowering.compile import compile_kernel, compile_spec, kernels_of_sites
+from mla_compiler.lowering.compile_beside import compile_listing
 from mla_compiler.lowering.machine import MACHINES
 from mla_compiler.lowering.select import candidates, choose
 

@@ -10,7 +10,8 @@ import torch
 from mla_compiler.ir import AttentionSpec
 from mla_compiler.ledger import COMPUTED, LEFT_OUT, WEIGHED, Call
 from mla_compiler.lowering import codegen, counted_gpu, modules, reference
-from mla_compiler.lowering.compile import build, compile_kernel
+from mla_compiler.lowering.build import build
+from mla_compiler.lowering.compile import compile_kernel
 from mla_compiler.lowering.machine import MACHINES
 from mla_compiler.lowering.select import choose
 from mla_compiler.lowering.sparse import reference as sparse

@@ -9,8 +9,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mla_compiler.ir import AttentionSpec
 from mla_compiler.lowering import gpu_latent, machine
+from mla_compiler.lowering.build import build
 from mla_compiler.lowering.choice import Choice
-from mla_compiler.lowering.compile import build, compile_latent
+from mla_compiler.lowering.compile_latent import compile_latent
 from mla_compiler.lowering.machine import MACHINES
 from mla_compiler.lowering.mla.config import Shape, configure
 from mla_compiler.lowering.mla.exchange_launch import candidates, line, serves

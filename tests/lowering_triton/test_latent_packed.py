@@ -9,7 +9,7 @@ import torch
 from mla_compiler.ir import AttentionSpec
 from mla_compiler.lowering import fp8, gpu_latent
 from mla_compiler.lowering.choice import Choice
-from mla_compiler.lowering.compile import compile_latent
+from mla_compiler.lowering.compile_latent import compile_latent
 from mla_compiler.lowering.machine import MACHINES
 from mla_compiler.lowering.mla.config import Shape, configure
 from mla_compiler.lowering.mla.exchange_launch import line

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from mla_compiler.ir import AttentionSpec
 from mla_compiler.lowering import reference
-from mla_compiler.lowering.compile import build, compile_listing
+from mla_compiler.lowering.build import build
+from mla_compiler.lowering.compile_beside import compile_listing
 from mla_compiler.lowering.machine import MACHINES
 from mla_compiler.lowering.select import choose
 from mla_compiler.lowering.sparse import listing

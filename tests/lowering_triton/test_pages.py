@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mla_compiler.ir import AttentionSpec
-from mla_compiler.lowering.compile import compile_bounded, compile_kernel
+from mla_compiler.lowering.compile import compile_kernel
+from mla_compiler.lowering.compile_beside import compile_bounded
 from mla_compiler.lowering.held import Layout
 from mla_compiler.lowering.machine import MACHINES
 from mla_compiler.lowering.select import choose_paged

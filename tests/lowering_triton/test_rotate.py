@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mla_compiler.lowering import rotation
-from mla_compiler.lowering.compile import compile_rotation
+from mla_compiler.lowering.compile_beside import compile_rotation
 from mla_compiler.lowering.machine import MACHINES
 from mla_compiler.pool.hadamard import rotate
 
