@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import ast
 import json
-import math
 import re
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,17 +18,14 @@ import sympy
 
 from .. import expr as E
 from ..ir import AttentionSpec
-from ..sparsity import EXACTLY
-from .errors import LoweringError
 from .held import Layout
-from .printer import Printer, bare
+from .printed import ACCOUNT, LIST, LOG2E, PART, Hook, chosen, decides, hooks, numbers, operands
 
 FAMILIES = (
     "prefill", "decode", "mla", "tokens", "promise", "estimate", "lsh", "mass", "hopper", "decode_hopper", "mla_exchange",
     "packed_exchange", "tokens_exchange", "bounded",
 )
 PAGED = ("prefill", "decode", "decode_hopper", "bounded")
-LOG2E = math.log2(math.e)
 _JIT_END = "])"
 _HERE = Path(__file__).parent
 _DENSE = ("rows.py", "keys.py", "scan.py")
@@ -73,9 +68,6 @@ _UNPACKED = ("decode/unpack.py",)
 _INWARD = ("sparse/inward.py",)
 _DECIDES = ("sparse/told.py", "sparse/decide.py", "sparse/consumer.py", "sparse/loader.py")
 """The same of the Hopper kernel of prefill: which tiles it meets, and what it does by a threshold of its own."""
-_ACCOUNT = ("kept", "kept_heads", "kept_rows", "kept_columns", "kept_group", "kept_queries")
-_LIST = ("listed", "listed_counts", "listed_capacity")
-_ROW, _POINT = "b, h, i", "b, h, i, j"
 
 
 @lru_cache(maxsize=1024)
@@ -91,18 +83,8 @@ def source(spec: AttentionSpec, family: str, layout: Layout | None = None) -> st
     listed = _CHOSEN if layout is not None and layout.chosen and family == "decode" else ()
     names = (*_BODY[family], *_SCANS[chosen(spec)], *counts, *listed)
     files = [_HERE / (name if layout is None else name.replace("keys.py", "pages.py")) for name in names]
-    wanted = (*hooks(spec), *([_PART] if layout is not None and layout.chosen else []))
+    wanted = (*hooks(spec), *([PART] if layout is not None and layout.chosen else []))
     return _module(spec, family, files, _flags(spec, files, layout), wanted)
-
-
-def chosen(spec: AttentionSpec) -> str:
-    """What leaves tiles out: "" nothing, "threshold" the kernel itself, tile by tile, "list" one that ran before it."""
-    return "list" if spec.sparsity.selects else "threshold" if spec.sparsity != EXACTLY else ""
-
-
-def decides(spec: AttentionSpec) -> bool:
-    """Whether the kernel itself leaves tiles out, tile by tile."""
-    return spec.sparsity.log2_limit > -math.inf
 
 
 def _inward(spec: AttentionSpec) -> tuple[str, ...]:
@@ -118,7 +100,7 @@ def _gluon(spec: AttentionSpec, family: str, layout: Layout | None) -> str:
     flags = {
         "HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_SINK": spec.sink is not None, "SCALE": _scale(spec),
     }
-    wanted = [*hooks(spec), *([_PART] if layout is not None and layout.chosen else [])]
+    wanted = [*hooks(spec), *([PART] if layout is not None and layout.chosen else [])]
     if family == "hopper":
         flags |= {"HAS_RESIDUE": spec.residue != sympy.true, "HAS_TILE": spec.tile is not None}
         if chosen(spec):
@@ -145,7 +127,7 @@ def _module(spec: AttentionSpec, family: str, files: list[Path], head: str, want
     """Docstring, head, what the hooks need, the hooks, the functions of the files, the kernel."""
     used = frozenset().union(*(hook.used for hook in wanted))
     helpers = [text for name, text in _functions(_HERE / "arithmetic.py").items() if name in used]
-    names = (*operands(spec), *(["part"] if _PART in wanted else []))
+    names = (*operands(spec), *(["part"] if PART in wanted else []))
     own = [translate(text) for text in (*helpers, *(hook.text(names) for hook in wanted))]
     body = {name: translate(text) if text.startswith("@triton.jit") else text
             for file in files for name, text in _functions(file).items()}
@@ -174,103 +156,9 @@ def _scale(spec: AttentionSpec) -> float:
     return float(factor) * LOG2E if rest == E.s and factor > 0 else 0.0
 
 
-@dataclass(frozen=True)
-class Hook:
-    """One function of hooks.py, printed: the names it needs, its statements, what it returns."""
-
-    name: str
-    arguments: str
-    meaning: str
-    used: frozenset[str]
-    lines: tuple[str, ...]
-
-    def text(self, operands: tuple[str, ...]) -> str:
-        unpack = [f"{name} = env[{at}]" for at, name in enumerate(operands) if name in self.used]
-        body = "\n".join([f'"""{self.meaning}"""', *unpack, *self.lines])
-        arguments = ", ".join(filter(None, (self.arguments, "env")))
-        return f"@triton.jit\ndef {self.name}({arguments}):\n" + textwrap.indent(body, "    ")
-
-
-_PART = Hook("kept_part", "", "Of 65536, how many of a sequence's pages are attended.", frozenset(("part",)), ("return part",))
-"""Of kernels over chosen pages, whose last operand is that number."""
-
-
-@lru_cache(maxsize=1024)
-def hooks(spec: AttentionSpec) -> tuple[Hook, ...]:
-    """The functions of hooks.py for this spec. LoweringError names the expression that Triton cannot say."""
-    ranks(spec)
-    return (
-        _hook("score", "s, " + _POINT, spec.score, LOG2E),
-        _hook("hull_lo", _ROW, spec.lo),
-        _hook("hull_hi", _ROW, sympy.Integer(0) if spec.hi == sympy.oo else spec.hi),
-        _hook("residue", _POINT, spec.residue),
-        _hook("tile_class", _POINT, sympy.Integer(1) if spec.tile is None else spec.tile),
-        _hook("sink", _ROW, sympy.Integer(0) if spec.sink is None else spec.sink, LOG2E),
-        *_sparse_hooks(spec),
-    )
-
-
-def _sparse_hooks(spec: AttentionSpec) -> tuple[Hook, ...]:
-    """The last three of hooks.py, where they are asked for."""
-    limit = Hook("limit", "", "In units of log2.", frozenset(("least",)), ("return least",))
-    lines = ("return listed + program.to(tl.int64) * listed_capacity, tl.load(listed_counts + program)",)
-    tiles = Hook("tiles_listed", "program", "A row of the list, and how many it holds.", frozenset(_LIST), lines)
-    counts = Hook("account", "", "Where what is computed is noted.", frozenset(_ACCOUNT), (f"return {', '.join(_ACCOUNT)}",))
-    found = {"": (), "threshold": (limit,), "list": (limit, tiles)}[chosen(spec)]
-    return (*found, counts) if found and spec.site else found
-
-
-def _hook(name: str, arguments: str, expr: sympy.Basic, scale: float = 1.0) -> Hook:
-    """The function that returns scale * expr, as a real if scaled."""
-    printer = Printer()
-    try:
-        result = printer.print(expr) if scale == 1.0 else printer.real(_scaled(expr, scale))
-    except LoweringError as error:
-        raise LoweringError(f"{name} {E.to_text(expr)}: {error}", name) from error
-    meaning = E.to_text(expr) + ("" if scale == 1.0 else ", times log2(e)")
-    return Hook(name, arguments, meaning, frozenset(printer.used), (*printer.statements, f"return {bare(result)}"))
-
-
-def _scaled(expr: sympy.Basic, scale: float) -> sympy.Basic:
-    """scale * expr, with the numbers of each term multiplied out."""
-    terms = sympy.Add.make_args(expr)
-    factored = (term.as_coeff_Mul() for term in terms)
-    return sympy.Add(*(sympy.Mul(sympy.Float(number * scale), rest) for number, rest in factored))
-
-
-@lru_cache(maxsize=1024)
-def operands(spec: AttentionSpec) -> tuple[str, ...]:
-    """The kernel's arguments for tables and numbers, those it uses: T0, T0_length0, ..., T0_stride0, ..., n0, ..., x0, least.
-
-    `least`: log2 of the threshold or of the error budget. The launch adds what comes last: of a spec that keeps an account,
-    where to; of one whose tiles are chosen beforehand, their list.
-    """
-    names: list[str] = []
-    for table, rank in ranks(spec).items():
-        names += [table] + [f"{table}_{what}{dim}" for what in ("length", "stride") for dim in range(rank)]
-    used = frozenset().union(*(hook.used for hook in hooks(spec)))
-    return tuple(name for name in (*names, *numbers(spec, "n"), *numbers(spec, "x"), "least", *_ACCOUNT, *_LIST)
-                 if name in used)
-
-
-def ranks(spec: AttentionSpec) -> dict[str, int]:
-    """Dimensions of each table, in the order of the op's argument. LoweringError if two loads disagree."""
-    found: dict[str, int] = {}
-    for load in (load for expr in spec.expressions() for load in E.loads(expr)):
-        if found.setdefault(load.name, len(load.index)) != len(load.index):
-            raise LoweringError(f"table {load.name} is indexed with {len(load.index)} and with {found[load.name]} indices")
-    return {name: found[name] for name in spec.tables}
-
-
-def numbers(spec: AttentionSpec, letter: str) -> tuple[str, ...]:
-    """The run-time numbers it uses: n0, n2 (integers, letter n) or x0 (floats, letter x)."""
-    names = {symbol.name for expr in spec.expressions() for symbol in expr.free_symbols}
-    return tuple(sorted((n for n in names if n[0] == letter and n[1:].isdigit()), key=lambda n: int(n[1:])))
-
-
 def _entry(spec: AttentionSpec, text: str, names: tuple[str, ...]) -> str:
     """The kernel, its parameter `operands` spelled out. A length, a stride or a size that grows compiles nothing anew."""
-    loose = [name for name in names if "_length" in name or name in (*numbers(spec, "n"), *_LIST[2:], *_ACCOUNT[1:], "part")]
+    loose = [name for name in names if "_length" in name or name in (*numbers(spec, "n"), *LIST[2:], *ACCOUNT[1:], "part")]
     strides = [name for name in names if "_stride" in name]
     text = text.replace("operands, ", "".join(f"{name}, " for name in names))
     text = text.replace("    env = operands", _fill(f"    env = ({', '.join(names) or '0'},)", 11))

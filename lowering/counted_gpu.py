@@ -16,7 +16,7 @@ from ..ir import AttentionSpec
 from ..ledger import Call
 from ..ops import output_like
 from ..sparsity import EXACTLY
-from . import codegen, counted, gpu
+from . import counted, gpu, printed
 from .checks import check_operands
 from .choice import Choice, padded
 from .decode import config as decode
@@ -85,7 +85,7 @@ def run(choice: Choice, spec: AttentionSpec, q: Tensor, k: Tensor, v: Tensor, en
     gpu.launch(spec, choice, q, k, v, [*given, *account], out)
     align = 1 if choice.family == "decode" else choice.block_n
     arguments = (q, q.stride(), k, k.stride(), call.steps, call.dropped, q.shape[1], q.shape[2], k.shape[2], align, columns,
-                 *given[:len(codegen.operands(plain))])
+                 *given[:len(printed.operands(plain))])
     fixed = constants(spec, choice, q.shape[3], packed, gpu.upcast(q.dtype))
     with torch.cuda.device_of(q):
         launch(gpu.kernel(plain, "mass").mass, (call.steps.shape[0] * slots * rows,), arguments, fixed, choice.warps, 1,

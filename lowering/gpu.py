@@ -20,7 +20,7 @@ from ..ir import TILE, AttentionSpec
 from ..ops import output_like
 from ..pool.formats import PAIRS
 from ..sparsity import EXACTLY
-from . import codegen, held, modules, tma, tune
+from . import codegen, held, modules, printed, tma, tune
 from .checks import check_operands
 from .checks_paged import check_paged_operands
 from .choice import Choice, padded, padded_value
@@ -144,7 +144,7 @@ def launch(
     """Runs `choice` into out [B, H, T, DV], of any strides."""
     if choice.family.startswith("decode") and spec.sparsity.selects:
         spec = of_few_queries(spec)
-        given = given[:len(codegen.operands(spec))]
+        given = given[:len(printed.operands(spec))]
     family = {"hopper": _hopper, "prefill": _prefill, "decode_hopper": _decode_hopper}.get(choice.family, _decode)
     with torch.cuda.device_of(q):
         attend_rotated(lambda q, out: family(spec, choice, q, k, v, given, out), q, k, v, out)
@@ -194,7 +194,7 @@ def _listed(spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, given: li
     if not spec.sparsity.selects:
         return ()
     plain = replace(spec, sparsity=EXACTLY, site="")
-    own = given[:len(codegen.operands(plain))]
+    own = given[:len(printed.operands(plain))]
     return listing.listed(partial(kernel, plain), spec, choice, q, k, own, upcast(q.dtype))
 
 
@@ -254,7 +254,7 @@ def upcast(dtype: torch.dtype) -> bool:
 
 
 def operands(spec: AttentionSpec, tables: list[Tensor], sizes: list[int], scalars: list[float]) -> list[Any]:
-    """Values for `codegen.operands(spec)`, but for the list of tiles."""
+    """Values for `printed.operands(spec)`, but for the list of tiles."""
     values: dict[str, Any] = {f"n{at}": size for at, size in enumerate(sizes)}
     values["least"] = spec.sparsity.log2_limit
     values.update((f"x{at}", scalar) for at, scalar in enumerate(scalars))
@@ -263,7 +263,7 @@ def operands(spec: AttentionSpec, tables: list[Tensor], sizes: list[int], scalar
         values[name] = tensor
         values.update((f"{name}_length{dim}", length) for dim, length in enumerate(tensor.shape))
         values.update((f"{name}_stride{dim}", stride) for dim, stride in enumerate(tensor.stride()))
-    return [values[name] for name in codegen.operands(spec) if name in values]
+    return [values[name] for name in printed.operands(spec) if name in values]
 
 
 @lru_cache(maxsize=1024)

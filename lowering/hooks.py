@@ -3,7 +3,7 @@
 `scan.py`, `prefill/kernel.py` and `decode/kernel.py` are written against these names; `codegen` puts the functions of
 one AttentionSpec in their place. Arguments: `b`, `h` scalars or [M, 1], `i` [M, 1], `j` [1, N] int32; `s` [M, N] float32;
 `env` the operands of the spec:
-table pointers, their lengths and strides, and run-time numbers, in the order of `codegen.operands`.
+table pointers, their lengths and strides, and run-time numbers, in the order of `printed.operands`.
 """
 
 import triton

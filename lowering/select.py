@@ -10,7 +10,7 @@ import torch
 
 from ..ir import AttentionSpec, Reason
 from ..sparsity import EXACTLY
-from . import codegen
+from . import printed
 from .choice import Choice
 from .decode import config as decode
 from .decode import hopper_config as decode_hopper
@@ -53,7 +53,7 @@ def supports(
         if not 1 <= dim <= LARGEST_HEAD_DIM:
             return Reason.HEAD_DIM, f"{dim}, the largest is {LARGEST_HEAD_DIM}"
     try:
-        codegen.hooks(spec)
+        printed.hooks(spec)
     except LoweringError as error:
         return Reason.SCORE if error.part in ("score", "sink") else Reason.MASK, str(error)
     return None

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mla_compiler.ir import AttentionSpec
-from mla_compiler.lowering import codegen, gpu, modules
+from mla_compiler.lowering import codegen, gpu, modules, printed
 from mla_compiler.lowering.decode.config import batch_block
 
 SPEC = AttentionSpec.parse("score: s; hi: T0[b] + 1")
@@ -34,7 +34,7 @@ def walked(lengths: list[int], items: int, programs: int, block_n: int) -> tuple
     """(seen, said) of sequences of `lengths` keys, `items` items each."""
     last = torch.tensor(lengths) - 1
     given = gpu.operands(SPEC, [last], [], [])
-    text = codegen.source(SPEC, "decode") + WALK.format(names=", ".join(codegen.operands(SPEC)))
+    text = codegen.source(SPEC, "decode") + WALK.format(names=", ".join(printed.operands(SPEC)))
     keys, batch = max(lengths), len(lengths)
     wide = max(1, -(-keys // block_n))
     seen, said = (torch.zeros(batch * items, n, dtype=torch.int32) for n in (wide, 2))

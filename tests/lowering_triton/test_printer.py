@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mla_compiler import expr as E
 from mla_compiler.ir import AttentionSpec
-from mla_compiler.lowering import codegen, modules
+from mla_compiler.lowering import codegen, modules, printed
 from mla_compiler.lowering.errors import LoweringError
 
 from ..ops.strategies import TABLES, conditions, evaluate, integers
@@ -39,7 +39,7 @@ def computed(text: str, condition: bool) -> torch.Tensor:
     """The expression over 2 x 2 x 4 x 8 points, by the generated function."""
     expr = E.from_text(text, condition)
     spec = AttentionSpec(E.s, residue=expr) if condition else AttentionSpec(E.s, lo=expr)
-    names = codegen.operands(spec)
+    names = printed.operands(spec)
     source = codegen.source(spec, "decode") + PROBE.format(
         operands=", ".join(names) or "nothing", hook="residue" if condition else "hull_lo", j="j, " if condition else "")
     values = {"n0": 3, "n1": 11, "x0": 0.75, "x1": -1.5}
@@ -80,9 +80,9 @@ def test_division_rounds_down(interpreted, text):
 ], ids=str)
 def test_what_triton_cannot_say_is_refused(expr):
     with pytest.raises(LoweringError, match="score"):
-        codegen.hooks(AttentionSpec(expr))
+        printed.hooks(AttentionSpec(expr))
 
 
 def test_tables_have_one_rank():
     with pytest.raises(LoweringError, match="F0 is indexed with"):
-        codegen.hooks(AttentionSpec(E.s + E.Load(E.table("F0"), E.h) + E.Load(E.table("F0"), E.h, E.i)))
+        printed.hooks(AttentionSpec(E.s + E.Load(E.table("F0"), E.h) + E.Load(E.table("F0"), E.h, E.i)))
