@@ -82,8 +82,9 @@ def choose_paged(spec: AttentionSpec, batch: int, heads: int, queries: int, keys
     """The same for keys and values in pages of `page` tokens, in `format`; `chosen`: in a list of pages."""
     shape = decode.Shape(batch, heads // spec.group, queries, keys, head_dim, value_dim, dtype.itemsize)
     if not many_rows(spec, queries) and decode_hopper.serves(spec, shape, dtype, machine):
-        boxes = decode_hopper.candidates(spec, shape, machine, page)
-        if format != "plain":
+        if format == "plain":
+            boxes = decode_hopper.candidates(spec, shape, machine, page)
+        else:
             boxes = decode_hopper.candidates_packed(spec, shape, machine, format, page)
         if boxes:
             return decode_model.ordered(spec.group, shape, boxes, machine)[0]

@@ -144,8 +144,7 @@ def emit_over_latents(site: Progress, run: Run, given: emit.Arguments, builder: 
         done = emit_projected.rewrite(found, latent.parts, site.grids[0], gain, given, builder)
     else:
         tokens = select_tokens.rewrite(found, latent.selection, builder) if latent.selection else None
-        paged = site.pages.paged if site.pages is not None else None
-        done = emit_latent.rewrite(found, latent.parts, site.grids[0], tokens, given, builder, run.evaluator, paged)
+        done = emit_latent.rewrite(found, latent.parts, site.grids[0], tokens, given, builder, run.evaluator, site.paged)
     site.attend = done.attend
     if expanded is not None:
         latent.certificate = certify.probe(*expanded, done)

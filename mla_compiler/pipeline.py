@@ -86,6 +86,11 @@ class Progress:
     sparsity: str = ""
     rejected: Rejected | None = None
 
+    @property
+    def paged(self) -> Paged | None:
+        """The pages that a kernel reads its keys and values from."""
+        return None if self.pages is None else self.pages.paged
+
     def reject(self, reason: Reason, found: str = "") -> None:
         self.rejected = Rejected(self.name, reason, found)
 
@@ -193,7 +198,7 @@ def served(run: Run, site: Progress, spec: AttentionSpec) -> tuple[Reason, str] 
     sizes, q = site.found.sizes, site.grids[0].node.meta["val"]
     named = emit.named(spec, run.evaluator).spec
     given = named, int(sizes.head_dim), int(sizes.value_dim), q.dtype, q.device.type
-    paged = _paged(site)
+    paged = site.paged
     return run.lowering.supports(*given) if paged is None else run.lowering.supports_paged(*given, paged.format, paged.k.page)
 
 
@@ -217,9 +222,9 @@ def sparsify_all(run: Run) -> None:
         if isinstance(meaning, Rejected):
             site.sparsity = f"exact instead of {wanted}: {meaning}"
         else:
-            steps = ", in steps of few queries" if _paged(site) is not None else ""
+            steps = ", in steps of few queries" if site.paged is not None else ""
             site.spec, site.sparsity = meaning, "" if meaning is site.spec else f"{wanted}{steps}"
-        if run.options.account and not unsuited and _paged(site) is None:
+        if run.options.account and not unsuited and site.paged is None:
             name = layer_of(site.anchor) or site.name
             named[name] += 1
             site.spec = replace(site.spec, site=name if named[name] == 1 else f"{name} #{named[name]}")
@@ -229,17 +234,12 @@ def _unsuited(site: Progress, wanted: Sparsity) -> str:
     """Which attention the site is that is exact under that policy; nothing if it is none."""
     if site.latent is not None and site.latent.over_latents:
         return "attention over a latent"
-    paged = _paged(site)
+    paged = site.paged
     if paged is None or wanted == EXACTLY:
         return ""
     if wanted.policy != "pages":
         return "keys and values in pages"
     return "" if paged.k.bounds is not None else "keys in pages without bounds: KVPool(..., bounds=True) keeps them"
-
-
-def _paged(site: Progress) -> Paged | None:
-    """The pages that a kernel reads the site's keys and values from."""
-    return None if site.pages is None else site.pages.paged
 
 
 def emit_all(run: Run) -> None:
@@ -257,8 +257,7 @@ def emit_all(run: Run) -> None:
         if site.latent is not None and (site.latent.over_latents or site.latent.by_heads):
             out = emit_over_latents(site, run, given, builder)
         else:
-            paged = site.pages.paged if site.pages is not None else None
-            site.attend, out = emit.rewrite(found, site.grids, given, builder, paged)
+            site.attend, out = emit.rewrite(found, site.grids, given, builder, site.paged)
         site.spec = given.spec
         run.moved(site.anchor, out)
     run.graph.eliminate_dead_code()
