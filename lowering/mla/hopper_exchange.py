@@ -16,9 +16,10 @@ from triton.language.extra.cuda import gdc_launch_dependents
 
 from .copies import copy_piece, page_of
 from .exchange import even, odd
-from .line import note_cuts, plan_of, segment_of, slot_of
+from .line import note_cuts, plan_of
 from .memory import ask, begin, common, pieces
-from .rows import PAGE, live_of, place_of
+from .rows import PAGE, place_of
+from .task import task_of
 
 
 @gluon.jit
@@ -35,12 +36,8 @@ def load(descs, pages, pages_strides, queries, rings, bars, message, sizes, env,
     odds = evens
     ask((descs[2], descs[3]), queries, bars, place_of(plan[4], sizes, BLOCK_H))
     for item in range(plan[4], plan[5]):
-        place = place_of(item, sizes, BLOCK_H)
-        start, end, above, below = live_of(place, sizes, env, BLOCK_H)
-        segment = segment_of(item, (start, end), plan, sizes, env, N, BLOCK_B, BLOCK_T, BLOCK_H)
-        part, parts, _holder, start, last, first, count = segment
-        numbers = (place[0], place[1], place[2], first, start, last, count, gl.minimum(below, last), above,
-                   slot_of(item, part, parts, sizes, BLOCK_B, BLOCK_H), part, plan[5] - 1 - item)
+        segment, _live, numbers = task_of(item, plan, sizes, env, N, BLOCK_B, BLOCK_T, BLOCK_H)
+        first, count = segment[5], segment[6]
         block = page_of(pages, pages_strides, item, first + (count - 1) * N, count > 0, IN_PAGES)
         for t in range(count):
             slot = t % 2

@@ -16,9 +16,10 @@ from triton.language.extra.cuda import gdc_launch_dependents
 
 from .copies import copy_piece, page_of
 from .exchange import even, odd
-from .line import note_cuts, plan_of, segment_of, slot_of
+from .line import note_cuts, plan_of
 from .memory import ask, begin, common, pieces
-from .rows import PAGE, flat, live_of, place_of
+from .rows import PAGE, flat, place_of
+from .task import task_of
 
 WORDS = gl.constexpr(32)
 """Of the codes of 128 channels, which share a scale."""
@@ -127,12 +128,8 @@ def load(keys, d_rope, d_queries, pages, queries, rings, bars, message, sizes, e
     odds = evens
     ask(d_queries, queries, bars, place_of(plan[4], sizes, BLOCK_H))
     for item in range(plan[4], plan[5]):
-        place = place_of(item, sizes, BLOCK_H)
-        start, end, above, below = live_of(place, sizes, env, BLOCK_H)
-        segment = segment_of(item, (start, end), plan, sizes, env, N, BLOCK_B, BLOCK_T, BLOCK_H)
-        part, parts, _holder, start, last, first, count = segment
-        numbers = (place[0], place[1], place[2], first, start, last, count, gl.minimum(below, last), above,
-                   slot_of(item, part, parts, sizes, BLOCK_B, BLOCK_H), part, plan[5] - 1 - item)
+        segment, _live, numbers = task_of(item, plan, sizes, env, N, BLOCK_B, BLOCK_T, BLOCK_H)
+        first, count = segment[5], segment[6]
         j0 = first + (count - 1) * N
         at, tile = tile_at(keys, pages, item, j0, sizes[3], count > 0, IN_PAGES)
         at_1, tile_1 = tile_at(keys, pages, item, j0 - N, sizes[3], count > 1, IN_PAGES)

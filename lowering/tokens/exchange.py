@@ -13,9 +13,10 @@ from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrie
 from triton.language.extra.cuda import gdc_launch_dependents
 
 from ..mla.exchange import even, odd
-from ..mla.line import note_cuts, plan_of, segment_of, slot_of
+from ..mla.line import note_cuts, plan_of
 from ..mla.memory import ask, begin, common, pieces
-from ..mla.rows import PAGE, flat, live_of, place_of, token_at
+from ..mla.rows import PAGE, flat, place_of, token_at
+from ..mla.task import task_of
 
 
 @gluon.jit
@@ -62,18 +63,14 @@ def gather(source, keys, descs, queries, rings, bars, message, sizes, env, cuts,
     odds = evens
     ask(descs, queries, bars, place_of(plan[4], sizes, BLOCK_H))
     for item in range(plan[4], plan[5]):
-        place = place_of(item, sizes, BLOCK_H)
-        start, end, above, below = live_of(place, sizes, env, BLOCK_H)
-        segment = segment_of(item, (start, end), plan, sizes, env, N, BLOCK_B, 1, BLOCK_H)
-        part, parts, _holder, _start, last, first, count = segment
-        numbers = (place[0], place[1], place[2], first, start, last, count, below, above,
-                   slot_of(item, part, parts, sizes, BLOCK_B, BLOCK_H), part, plan[5] - 1 - item)
+        segment, live, numbers = task_of(item, plan, sizes, env, N, BLOCK_B, 1, BLOCK_H)
+        last, first, count = segment[4], segment[5], segment[6]
         for t in range(count):
             at = t % 2
             phase = (gl.where(at == 0, evens, odds) + t // 2) % 2 ^ 1
             j0 = first + (count - 1 - t) * N
-            m_wide, at_wide, _unused = keys_at(item, source, keys, sizes, j0 + o_wide, last, start, end, IN_PAGES)
-            m_narrow, _unused, at_narrow = keys_at(item, source, keys, sizes, j0 + o_narrow, last, start, end, IN_PAGES)
+            m_wide, at_wide, _unused = keys_at(item, source, keys, sizes, j0 + o_wide, last, live[0], live[1], IN_PAGES)
+            m_narrow, _unused, at_narrow = keys_at(item, source, keys, sizes, j0 + o_narrow, last, live[0], live[1], IN_PAGES)
             for piece in gl.static_range(3):
                 mbarrier.wait(bars[1].index(2 * piece + at), phase)
                 if piece == 1:
