@@ -203,11 +203,10 @@ def _merge(workspace: Workspace, out: Tensor, items: int, rows: int, count: int,
 
     _, heads, queries, rank = out.shape
     early = block_h > 0 and not gpu.interpreted()
-    block_p, block_m, warps = merging(splits, items * count, rank)
+    block_p, warps = merging(splits, rank)
     arguments = (workspace.parts, workspace.lse, workspace.cuts, out, out.stride(), rows, count, heads, queries, splits)
-    start(merge, (items * -(-count // block_m),), arguments,
-          {"R": rank, "BLOCK_R": padded(rank), "BLOCK_P": block_p, "BLOCK_M": block_m, "BLOCK_H": block_h, "CHOSEN": chosen,
-           "EARLY": early}, warps, 3, out.device.index, **({"launch_pdl": True} if early else {}))
+    start(merge, (items * count,), arguments,
+          {"R": rank, "BLOCK_R": padded(rank), "BLOCK_P": block_p, "BLOCK_H": block_h, "CHOSEN": chosen, "EARLY": early}, warps, 3, out.device.index, **({"launch_pdl": True} if early else {}))
 
 
 def _with_strides(*tensors: Tensor) -> list[Any]:

@@ -30,8 +30,8 @@ MERGED_BYTES = 3.0e6
 START, MERGE_START = 2.0, 3.0
 LINE_PARTS = 16
 """Read at once of an item in a line: where lengths differ, one item may have parts of most blocks."""
-MERGE_PROGRAMS = 264
-"""Of the merge: two to a processor, before a program takes several rows."""
+MOST_AT_ONCE = 40
+"""Parts whose numbers are on their way to the merge at once."""
 
 # (block_m, block_n, warps, stages), in order of preference
 _WARPGROUP = ((64, 32, 8, 2),)
@@ -99,11 +99,12 @@ def _fits(shape: Shape, tile: tuple[int, int, int, int], machine: Machine) -> bo
     return size <= machine.shared_memory or tile in (_MANY_ROWS[-1], _FLOAT32[-1])
 
 
-def merging(splits: int, rows: int, rank: int) -> tuple[int, int, int]:
-    """(parts at once, rows of a program, warps) of the merge: up to sixteen loads of 16 bytes a thread, all on their way."""
-    block_p = min(64, 1 << max(0, splits - 1).bit_length())
-    block_m = max(1, min(16 // block_p, 1 << max(1, rows // MERGE_PROGRAMS).bit_length() - 1))
-    return block_p, block_m, max(1, min(16, block_p * block_m * padded(rank) // (64 * 32)))
+def merging(splits: int, rank: int) -> tuple[int, int]:
+    """(parts at once, warps) of the merge of rows of `rank` numbers. Up to 16 parts a thread has 16 bytes of each, in 16 bits,
+    and of more 8: all on their way in some 100 registers."""
+    passes = -(-splits // MOST_AT_ONCE)
+    block_p = -(-splits // (8 * passes)) * 8
+    return block_p, max(1, min(4, padded(rank) // (256 if block_p <= 16 else 128)))
 
 
 def parts(shape: Shape, block_m: int, block_n: int, machine: Machine, most: int = MAX_PARTS) -> int:

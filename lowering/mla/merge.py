@@ -5,43 +5,64 @@ Shapes: parts [.., R], lse [..]; out [B, H, T, R], any strides. Row `row` of par
 H, T, all SPLITS of them. Of the exchange kernels (BLOCK_H > 0) ROWS = 64 * lanes, and rows are numbered in boxes (`rows.py`):
 part p of an item has slot item * SPLITS + p, or with cuts [items] (2^32 first + count) slot first + p, and an item of one part
 is in `out` already.
-Grid: (items * COUNT / BLOCK_M,), COUNT rows of each item. Traffic: parts * R * itemsize bytes per row; all parts of a row at
-once up to BLOCK_P, so that they come at the price of one. With EARLY it starts before the kernel that writes the parts has
-ended, and waits for that.
+Grid: (items * COUNT,), a row each, COUNT of each item. All threads lie along the row, 16 bytes each, so that parts are added
+within a thread, and BLOCK_P parts are on their way at once, or FEW, where an item has no more: what is masked costs its
+instructions still. Traffic: parts * R * itemsize bytes per row. With EARLY it starts before the kernel that writes the parts
+has ended, and waits for that.
 """
 
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_wait
 
+FEW = tl.constexpr(4)
+
 
 @triton.jit
-def place(row, item, H, T, ROWS, BLOCK_H: tl.constexpr, CHOSEN: tl.constexpr):
-    """b, h, i of rows [M] of an item, and which there are."""
+def place(row, item, H, T, BLOCK_H: tl.constexpr, CHOSEN: tl.constexpr):
+    """b, h, i of a row of an item."""
     if BLOCK_H == 0:
-        return row // (H * T), row // T % H, row % T, row < ROWS
+        return row // (H * T), row // T % H, row % T
     else:
         lane = row // 64
         r = row % 64
         if CHOSEN:
-            h = lane * BLOCK_H + r
-            return item // T + row * 0, h, item % T + row * 0, h < H
+            return item // T, lane * BLOCK_H + r, item % T
         else:
             heads = tl.cdiv(H, BLOCK_H)
-            h = lane % heads * BLOCK_H + r % BLOCK_H
-            i = lane // heads * (64 // BLOCK_H) + r // BLOCK_H
-            return item + row * 0, h, i, (h < H) & (i < T)
+            return item, lane % heads * BLOCK_H + r % BLOCK_H, lane // heads * (64 // BLOCK_H) + r // BLOCK_H
+
+
+@triton.jit
+def add(acc, m, total, parts, lse, at, left, ROWS, R: tl.constexpr, P: tl.constexpr):
+    """acc [BLOCK_R], m and total after up to P parts, `left` of them, the first at row `at`; sums are relative to 2^m."""
+    o_r = tl.arange(0, acc.shape[0])
+    b_lse = ()
+    b_parts = ()
+    for p in tl.static_range(P):                                    # asked for before one is used: no compiler moves loads up
+        b_parts = b_parts + (tl.load(parts + (at + p * ROWS) * R + o_r, mask=(p < left) & (o_r < R), other=0.0),)
+    for p in tl.static_range(P):
+        b_lse = b_lse + (tl.load(lse + at + p * ROWS, mask=p < left, other=float("-inf")),)
+    m_new = m
+    for p in tl.static_range(P):
+        m_new = tl.maximum(m_new, b_lse[p])
+    shift = tl.where(m_new == float("-inf"), 0.0, m_new)
+    shrink = tl.exp2(m - shift)
+    acc *= shrink
+    total *= shrink
+    for p in tl.static_range(P):
+        weight = tl.exp2(b_lse[p] - shift)
+        acc += weight * b_parts[p].to(tl.float32)
+        total += weight
+    return acc, m_new, total
 
 
 @triton.jit(do_not_specialize=["ROWS", "COUNT", "H", "T", "SPLITS"])
 def merge(parts, lse, cuts, out, out_strides, ROWS, COUNT, H, T, SPLITS, R: tl.constexpr, BLOCK_R: tl.constexpr,
-          BLOCK_P: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, CHOSEN: tl.constexpr, EARLY: tl.constexpr):
-    blocks = tl.cdiv(COUNT, BLOCK_M)
-    item = tl.program_id(0) // blocks
-    row = tl.program_id(0) % blocks * BLOCK_M + tl.arange(0, BLOCK_M)                          # [M]
-    b, h, i, m_row = place(row, item, H, T, ROWS, BLOCK_H, CHOSEN)
-    o_r = tl.arange(0, BLOCK_R)
-    m_r = o_r < R
+          BLOCK_P: tl.constexpr, BLOCK_H: tl.constexpr, CHOSEN: tl.constexpr, EARLY: tl.constexpr):
+    item = tl.program_id(0) // COUNT
+    row = tl.program_id(0) % COUNT
+    b, h, i = place(row, item, H, T, BLOCK_H, CHOSEN)
     if EARLY:
         gdc_wait()
     first = item * SPLITS
@@ -52,24 +73,17 @@ def merge(parts, lse, cuts, out, out_strides, ROWS, COUNT, H, T, SPLITS, R: tl.c
         count = cut.to(tl.int32)
         if count == 1:
             return
-    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, BLOCK_R], tl.float32)
-    for p0 in range(0, count, BLOCK_P):
-        p = p0 + tl.arange(0, BLOCK_P)                                                         # [P]
-        at = (first + p).to(tl.int64)[:, None] * ROWS + row[None, :]                           # [P, M]
-        m_p = (p < count)[:, None] & m_row[None, :]
-        b_lse = tl.load(lse + at, mask=m_p, other=float("-inf"))
-        p_part = parts + at[:, :, None] * R + o_r[None, None, :]
-        b_part = tl.load(p_part, mask=m_p[:, :, None] & m_r[None, None, :], other=0.0)         # [P, M, BLOCK_R]
-        m_new = tl.maximum(m, tl.max(b_lse, 0))
-        shift = tl.where(m_new == float("-inf"), 0.0, m_new)
-        w = tl.exp2(b_lse - shift[None, :])                                                    # [P, M]
-        shrink = tl.exp2(m - shift)
-        acc = acc * shrink[:, None] + tl.sum(w[:, :, None] * b_part, 0)
-        total = total * shrink + tl.sum(w, 0)
-        m = m_new
-    p_out = out + b.to(tl.int64) * out_strides[0] + h.to(tl.int64) * out_strides[1] + i.to(tl.int64) * out_strides[2]
-    o = acc / tl.where(total == 0.0, 1.0, total)[:, None]                                      # [M, BLOCK_R]
-    p_o = p_out[:, None] + o_r.to(tl.int64)[None, :] * out_strides[3]
-    tl.store(p_o, o.to(out.dtype.element_ty), mask=m_row[:, None] & m_r[None, :])
+    if (h < H) & (i < T):
+        m = tl.full([], float("-inf"), tl.float32)
+        total = tl.full([], 0.0, tl.float32)
+        acc = tl.zeros([BLOCK_R], tl.float32)
+        at = first.to(tl.int64) * ROWS + row
+        if count <= FEW:
+            acc, m, total = add(acc, m, total, parts, lse, at, count, ROWS, R, FEW)
+        else:
+            for p in range(0, count, BLOCK_P):
+                acc, m, total = add(acc, m, total, parts, lse, at + p * ROWS, count - p, ROWS, R, BLOCK_P)
+        o_r = tl.arange(0, BLOCK_R)
+        p_out = out + b.to(tl.int64) * out_strides[0] + h.to(tl.int64) * out_strides[1] + i.to(tl.int64) * out_strides[2]
+        o = acc / tl.where(total == 0.0, 1.0, total)                                           # [BLOCK_R]
+        tl.store(p_out + o_r.to(tl.int64) * out_strides[3], o.to(out.dtype.element_ty), mask=o_r < R)

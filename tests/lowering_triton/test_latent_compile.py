@@ -12,8 +12,9 @@ from mla_compiler.lowering import gpu_latent, machine
 from mla_compiler.lowering.build import build
 from mla_compiler.lowering.choice import Choice
 from mla_compiler.lowering.compile_latent import compile_latent
+from mla_compiler.lowering.disassembly import sass
 from mla_compiler.lowering.machine import MACHINES
-from mla_compiler.lowering.mla.config import Shape, configure
+from mla_compiler.lowering.mla.config import Shape, configure, merging
 from mla_compiler.lowering.mla.exchange_launch import candidates, line, serves
 from mla_compiler.lowering.mla.merge import merge
 from mla_compiler.lowering.select_latent import choose_latent
@@ -49,15 +50,20 @@ def test_float32_is_float32(family):
 
 
 @pytest.mark.parametrize("arch", MACHINES)
-def test_merge_compiles(arch):
-    """Loads of 16 bytes a thread, eight of a part in 16 bits; on Hopper also beside the kernel before it."""
-    constants = {"R": 512, "BLOCK_R": 512, "BLOCK_P": 4, "BLOCK_M": 4, "CHOSEN": False}
+@pytest.mark.parametrize("splits", [3, 16, 33])
+def test_merge_compiles(arch, splits):
+    """On Hopper all parts that are read at once are on their way before one is added, beside the kernel before it."""
+    block_p, warps = merging(splits, 512)
+    constants = {"R": 512, "BLOCK_R": 512, "BLOCK_P": block_p, "CHOSEN": False}
     types = {"parts": "*fp32", "lse": "*fp32", "cuts": "*i64", "out": "*bf16"}
     plain = {**constants, "BLOCK_H": 0, "EARLY": False, "cuts": None}
-    assert build(merge, types, plain, arch, 4, 2).asm["llir"]
+    assert build(merge, types, plain, arch, warps, 2).asm["llir"]
     if arch == "sm_90":
-        early = build(merge, {**types, "parts": "*bf16"}, {**constants, "BLOCK_H": 64, "EARLY": True}, arch, 4, 2).asm["ptx"]
-        assert early.index("griddepcontrol.wait") < early.index("ld.global") and early.count("ld.global.v4") == 8
+        early = build(merge, {**types, "parts": "*bf16"}, {**constants, "BLOCK_H": 64, "EARLY": True}, arch, warps, 2)
+        assert early.asm["ptx"].index("griddepcontrol.wait") < early.asm["ptx"].index("ld.global")
+        wide = r"\bLDG\.E\.128\b" if warps == 2 else r"\bLDG\.E\.64\b"
+        together = [len(re.findall(wide, run)) for run in re.split(r"\b(?:FMUL|FFMA|BRA)\b", sass(early.asm["cubin"]))]
+        assert max(together) >= min(block_p, 16) and 4 in together
 
 
 def test_a_tile_of_latents_is_one_buffer_for_both_products():
