@@ -183,7 +183,7 @@ def _exchange(spec: AttentionSpec, choice: Choice, given: Latents, operands: lis
     kernel = getattr(gpu.kernel(spec, choice.family), choice.family)
     with torch.cuda.device_of(out):
         kernel[choice.programs or choice.kv_splits * lanes * shape.items,](
-            *arguments, **fixed, num_warps=choice.warps, maxnreg=tma.REGISTERS)
+            *arguments, **fixed, num_warps=choice.warps, maxnreg=tma.REGISTERS, launch_pdl=True)
         if workspace is not None:
             splits = choice.kv_splits if workspace.cuts is None else max(LINE_PARTS, choice.programs // lanes // shape.items)
             block_h = exchange.box(choice, heads)

@@ -3,6 +3,7 @@
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
+from triton.language.extra.cuda import gdc_wait
 
 from .finish import FREE
 from .rows import FIELDS, ROWS, tell
@@ -25,7 +26,8 @@ def common(kind: gl.constexpr, N: gl.constexpr, HALF: gl.constexpr, BLOCK_P: gl.
            ARRIVALS: gl.constexpr):
     """Queries in left and right columns, and rope; barriers; weights of even and of odd tiles; statistics; messages.
 
-    The weights of odd tiles lie where the rope part of the queries was, N = BLOCK_P.
+    The weights of odd tiles lie where the rope part of the queries was, N = BLOCK_P. The block may be here before the kernel
+    ahead of it has ended: nothing is read until it has.
     """
     half: gl.constexpr = gl.NVMMASharedLayout.get_default_for([1, ROWS // BLOCK_H, BLOCK_H, HALF], kind)
     rest: gl.constexpr = gl.NVMMASharedLayout.get_default_for([1, ROWS // BLOCK_H, BLOCK_H, BLOCK_P], kind)
@@ -47,6 +49,7 @@ def common(kind: gl.constexpr, N: gl.constexpr, HALF: gl.constexpr, BLOCK_P: gl.
     mbarrier.init(between.index(READY), count=2)
     mbarrier.init(between.index(FREE), count=2)
     fence_async_shared()
+    gdc_wait()
     return queries, (full, empty, between), b_p, small, message
 
 

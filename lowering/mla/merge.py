@@ -13,7 +13,7 @@ has ended, and waits for that.
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 FEW = tl.constexpr(4)
 
@@ -64,6 +64,7 @@ def merge(parts, lse, cuts, out, out_strides, ROWS, COUNT, H, T, SPLITS, R: tl.c
     row = tl.program_id(0) % COUNT
     b, h, i = place(row, item, H, T, BLOCK_H, CHOSEN)
     if EARLY:
+        gdc_launch_dependents()                                     # so may the kernel after this, which waits for it as well
         gdc_wait()
     first = item * SPLITS
     count = SPLITS
