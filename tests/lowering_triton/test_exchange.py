@@ -31,7 +31,7 @@ class Threads:
         return self
 
     def __getitem__(self, grid):
-        def launch(*arguments, num_warps, maxnreg, **constants):
+        def launch(*arguments, num_warps, maxnreg, launch_pdl, **constants):
             run_kernel(self.source, self.family, grid[0], arguments, constants, self.late)
 
         return launch
