@@ -133,17 +133,18 @@ def _unpacked(stored: Tensor, bits: int) -> Tensor:
 
 
 def dequantize(values: Tensor, scales: Tensor, format: str, dtype: torch.dtype) -> Tensor:
-    """What `quantize` made, as numbers of `dtype`; the product is taken in float32."""
+    """What `quantize` made, as numbers of `dtype`; the product is taken in float32, or in float64 if that is asked for."""
+    wide = torch.promote_types(dtype, torch.float32)
     if format == "fp8":
-        numbers = values.view(_FP8).float()
+        numbers = values.view(_FP8).to(wide)
     elif format == "int8":
-        numbers = values.float()
+        numbers = values.to(wide)
     elif format == "int4":
-        numbers = _unpacked(values, 4).float() - 8.0
+        numbers = _unpacked(values, 4).to(wide) - 8.0
     else:
         upper = values.shape[-1] * 2 // 3
         codes = (_unpacked(values[..., :upper], 4) << 2) | _unpacked(values[..., upper:], 2)
-        numbers = codes.float() - 32.0
+        numbers = codes.to(wide) - 32.0
     group = numbers.shape[-1] // scales.shape[-1]
-    x = (numbers.unflatten(-1, (-1, group)) * scales.float().unsqueeze(-1)).flatten(-2)
+    x = (numbers.unflatten(-1, (-1, group)) * scales.to(wide).unsqueeze(-1)).flatten(-2)
     return (rotate(x) if FORMATS[format].rotated else x).to(dtype)

@@ -80,8 +80,11 @@ def operands(case: Case, device: str = "cpu") -> Operands:
 
 
 def in_pages(x: Tensor, pages: Tensor, case: Case, keys: bool, device: str) -> tuple[Tensor, Held]:
-    """What x [B, H, S, D] is in the case's format, and where it lies; nobody has three of the pages, which are poisoned."""
-    values, scales, numbers = encoded(x, case.format, keys)
+    """What x [B, H, S, D] is in the case's format, and where it lies; nobody has three of the pages, which are poisoned.
+
+    In float64: a formula in the case's dtype rounds what the kernel holds in other channels, or unrounded.
+    """
+    values, scales, numbers = encoded(x, case.format, keys, torch.float64)
     count = 3 + pages.numel()
     stores = [None if y is None else store(y, pages.long() % count, case.page, count) for y in (values, scales)]
     poisoned = stores[0] if scales is None else stores[1]

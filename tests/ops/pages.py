@@ -46,13 +46,13 @@ def hull(q, env, text, length):
     return found
 
 
-def encoded(x, format, keys):
-    """Values, scales, and what they say, of x [B, H, S, D]."""
+def encoded(x, format, keys, dtype=None):
+    """Values, scales, and what they say in `dtype`, x's unless given, of x [B, H, S, D]."""
     if format == "plain":
         return x, None, x
     kind = formats.PAIRS[format][0 if keys else 1]
     values, scales = formats.quantize(x, kind.name, kind.group(x.shape[3], keys))
-    return values, scales, formats.dequantize(values, scales, kind.name, x.dtype)
+    return values, scales, formats.dequantize(values, scales, kind.name, dtype or x.dtype)
 
 
 def store(x, pages, page, count):
