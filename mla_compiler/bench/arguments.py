@@ -9,14 +9,14 @@ from pathlib import Path
 from .cases import COLUMNS
 
 KERNEL_COLUMNS = ("sdpa", "sdpa-fa2", "sdpa-cudnn", "flex", "fa3", "flashinfer", "deepseek")
-GROUPS = ("prefill", "decode", "latent", "sparse", "pool", "model")
+GROUPS = ("prefill", "decode", "latent", "sparse", "pool", "model", "serve")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     known = ", ".join(dict.fromkeys((*COLUMNS, *KERNEL_COLUMNS)))
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
     parser.add_argument("--group", choices=(*GROUPS, "all"), default="all",
-                        help="kernels of prefill, of decode, of latents, kernels that leave tiles out, or models")
+                        help="kernels of prefill, of decode, of latents, kernels that leave tiles out, over pages, models, or what is served from a pool")
     parser.add_argument("--cases", type=pattern, default="", metavar="REGEX", help="only the cases in whose name this is found")
     parser.add_argument("--columns", type=columns, metavar="A,B", help=f"only these, of {known}; eager, the models' yardstick, "
                         "and of the kernels flashmla always run")

@@ -1,0 +1,40 @@
+"""The group that is served from a pool: each case built, checked, timed, and dropped before the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from . import serve_append, serve_generate, show_serving
+from .cases import FLASHMLA
+from .compare import Settings
+from .failure import why
+from .measure import forget
+from .serving import APPEND, GENERATE, SERVING, Served, Serving
+
+if TYPE_CHECKING:
+    from .session import Session
+
+Runner = Callable[[Serving, list[str], Settings, Callable[[str], None]], dict[str, float]]
+RUNNERS: dict[str, Runner] = {GENERATE: serve_generate.run, APPEND: serve_append.run}
+
+
+def run(session: Session) -> None:
+    """Adds to session.results, prints. What fails is a row that says so, and the next case runs."""
+    asked, rows = session.given.columns, session.results.served
+    names = [name for name in serve_generate.COLUMNS if asked is None or name in asked or name == FLASHMLA]
+    before = len(rows)
+    for case in session.chosen(SERVING):
+        rows.append(_one(case.shrunk() if session.given.tiny else case, names, session))
+        forget(session.settings.device)
+        session.save()
+        session.say(f"{case.name}: done")
+    if rows[before:]:
+        session.console.print(show_serving.table(rows[before:]))
+
+
+def _one(case: Serving, names: list[str], session: Session) -> Served:
+    try:
+        return Served(case, RUNNERS[case.kind](case, names, session.settings, session.say))
+    except Exception as failure:
+        return Served(case, failure=why(failure))
