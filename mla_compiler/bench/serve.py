@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from . import serve_append, serve_generate, show_serving
+from . import serve_append, serve_generate, serve_offload, show_serving
 from .cases import FLASHMLA
-from .compare import Settings
 from .failure import why
 from .measure import forget
-from .serving import APPEND, GENERATE, SERVING, Served, Serving
+from .serving import APPEND, GENERATE, OFFLOAD, SERVING, Served, Serving
 
 if TYPE_CHECKING:
     from .session import Session
 
-Runner = Callable[[Serving, list[str], Settings, Callable[[str], None]], dict[str, float]]
-RUNNERS: dict[str, Runner] = {GENERATE: serve_generate.run, APPEND: serve_append.run}
+Runner = Callable[[Serving, list[str], "Session"], dict[str, float]]
+RUNNERS: dict[str, Runner] = {GENERATE: serve_generate.run, APPEND: serve_append.run, OFFLOAD: serve_offload.run}
 
 
 def run(session: Session) -> None:
@@ -35,6 +34,6 @@ def run(session: Session) -> None:
 
 def _one(case: Serving, names: list[str], session: Session) -> Served:
     try:
-        return Served(case, RUNNERS[case.kind](case, names, session.settings, session.say))
+        return Served(case, RUNNERS[case.kind](case, names, session))
     except Exception as failure:
         return Served(case, failure=why(failure))

@@ -10,7 +10,7 @@ The first rows of the step's logits are checked, for which a more exact copy of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,16 +20,20 @@ from ..pool.ops import POOL
 from .cases import FLASHMLA
 from .compare import Settings, truth_of
 from .measure import forget, measure, per_call
-from .serve_model import Say, check, mode_of, model_of, pooled, work_of
+from .serve_model import check, mode_of, model_of, pooled, work_of
 from .serving import OF_STEP, Serving, Wrong
 from .work import Work
+
+if TYPE_CHECKING:
+    from .session import Session
 
 ROWS = 2
 """Sequences whose logits are checked."""
 
 
-def run(case: Serving, names: list[str], settings: Settings, say: Say) -> dict[str, float]:
+def run(case: Serving, names: list[str], session: Session) -> dict[str, float]:
     """Only ours is there to be measured, whatever columns are named."""
+    settings, say = session.settings, session.say
     work = work_of(model_of(case, settings), case, min(ROWS, case.batch))
     say(f"{case.name}: the truth")
     truth = truth_of(work, settings)

@@ -13,8 +13,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,9 +25,12 @@ from .cases import FLASHMLA, INDUCTOR
 from .compare import Settings
 from .measure import forget
 from .one_head import OneHeadAtATime
-from .serve_model import Say, check, mode_of, model_of, pooled, work_of
+from .serve_model import check, mode_of, model_of, pooled, work_of
 from .serving import STATIC, Serving
 from .work import TRUTH, Work
+
+if TYPE_CHECKING:
+    from .session import Session
 
 CHECKED = 4
 """Tokens whose logits are compared: the one that is left of the prompt, and steps that compile, record and replay."""
@@ -70,7 +73,6 @@ class Decoding:
     case: Serving
     prompt: Tensor
     tokens: Tensor
-    asked: list[Told] = field(default_factory=list)
 
     @classmethod
     def of(cls, work: Work, case: Serving, seed: int = 0) -> Decoding:
@@ -91,8 +93,9 @@ class Decoding:
         return torch.stack(out.logits), told.ms_per_token()
 
 
-def run(case: Serving, names: list[str], settings: Settings, say: Say) -> dict[str, float]:
+def run(case: Serving, names: list[str], session: Session) -> dict[str, float]:
     """Figures of the columns named, of Inductor's and ours."""
+    settings, say = session.settings, session.say
     work = work_of(model_of(case, settings), case, case.batch)
     decoding = Decoding.of(work, case)
     say(f"{case.name}: the truth")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -64,5 +63,3 @@ def check(name: str, found: Tensor, eager: Tensor, truth: Tensor) -> float:
 def _rms(x: Tensor) -> float:
     return x.square().mean().sqrt().item()
 
-
-Say = Callable[[str], None]

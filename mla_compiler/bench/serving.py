@@ -48,7 +48,7 @@ class Serving:
     def shrunk(self) -> Serving:
         """The same case at a size for any machine, with no bar."""
         return dataclasses.replace(
-            self, batch=min(self.batch, 2), context=self.context // 64, tokens=4, layers=min(self.layers, 2),
+            self, batch=min(self.batch, 2), context=self.context // 64, tokens=min(self.tokens, 64), layers=min(self.layers, 2),
             bars=(), offload=min(self.offload, 1), toy=True)
 
 
@@ -86,4 +86,5 @@ def failures(rows: list[Served]) -> Iterator[str]:
 SERVING = (
     Serving("generate B=16, 8k", GENERATE, 16, 8 * K, 64, 8, (Limit(STATIC, 5, least=True),)),
     Serving("append B=64, 32 layers, 2k", APPEND, 64, 2 * K, 64, 32, (Limit(OF_STEP, 1),)),
+    Serving("offload B=1, 4 of 32 layers, 32k", OFFLOAD, 1, 32 * K, 96, 32, (Limit(HIDDEN, 80, least=True),), offload=4),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Iterable, Iterator
@@ -43,7 +44,8 @@ class Results:
     also_missed: list[str] = field(default_factory=list)
 
     def missed(self) -> list[str]:
-        return [*kernel_rows.failures(self.kernels), *rows.failures(self.models), *serving.failures(self.served), *self.also_missed]
+        found = kernel_rows.failures(self.kernels), rows.failures(self.models), serving.failures(self.served)
+        return [*itertools.chain(*found), *self.also_missed]
 
     def numbers(self) -> dict[str, Any]:
         roof = self.roof

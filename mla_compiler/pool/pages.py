@@ -12,7 +12,6 @@ from collections.abc import Hashable, Iterable, Mapping
 from ..errors import PoolExhausted
 from .fences import Fence
 
-
 Readers = Mapping[Hashable, Fence]
 """The last of each stream. Never changed: many pages may have the same."""
 _NOBODY: Readers = {}
