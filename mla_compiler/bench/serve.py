@@ -5,23 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from . import serve_append, serve_generate, serve_offload, show_serving
+from . import show_serving
 from .cases import FLASHMLA
 from .failure import why
 from .measure import forget
-from .serving import APPEND, GENERATE, OFFLOAD, SERVING, Served, Serving
+from .serving import APPEND, COLUMNS, GENERATE, OFFLOAD, SERVING, Served, Serving
 
 if TYPE_CHECKING:
     from .session import Session
 
 Runner = Callable[[Serving, list[str], "Session"], dict[str, float]]
-RUNNERS: dict[str, Runner] = {GENERATE: serve_generate.run, APPEND: serve_append.run, OFFLOAD: serve_offload.run}
+
+
+def runners() -> dict[str, Runner]:
+    """They import transformers, which kernels are measured without."""
+    from . import serve_append, serve_generate, serve_offload
+
+    return {GENERATE: serve_generate.run, APPEND: serve_append.run, OFFLOAD: serve_offload.run}
 
 
 def run(session: Session) -> None:
     """Adds to session.results, prints. What fails is a row that says so, and the next case runs."""
     asked, rows = session.given.columns, session.results.served
-    names = [name for name in serve_generate.COLUMNS if asked is None or name in asked or name == FLASHMLA]
+    names = [name for name in COLUMNS if asked is None or name in asked or name == FLASHMLA]
     before = len(rows)
     for case in session.chosen(SERVING):
         rows.append(_one(case.shrunk() if session.given.tiny else case, names, session))
@@ -34,6 +40,6 @@ def run(session: Session) -> None:
 
 def _one(case: Serving, names: list[str], session: Session) -> Served:
     try:
-        return Served(case, RUNNERS[case.kind](case, names, session))
+        return Served(case, runners()[case.kind](case, names, session))
     except Exception as failure:
         return Served(case, failure=why(failure))

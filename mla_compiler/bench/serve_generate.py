@@ -4,8 +4,9 @@
 
 Both caches hold the same context before generate is called, which finds one token of the prompt left to do; that one runs
 eagerly, as prompts do, and the others compiled, in CUDA graphs on a GPU. The tokens are told, so that all columns decode the
-same ones and their logits can be compared at every step; what is timed is with that. The static cache has room for exactly what
-is decoded, as generate makes it by itself.
+same ones and their logits can be compared at every step; what is timed is with that. A static cache is masked where it is
+empty, but read whole: that of `8k of 16k` is half full; the other has room for what is decoded alone, as when generate makes
+it itself.
 """
 
 from __future__ import annotations
@@ -141,6 +142,3 @@ def _cache(name: str, work: Work, case: Serving) -> tuple[Any, Callable[[], None
         return work.cache, work.rewind
     cache: PooledCache = pooled(work, case)
     return cache, lambda: cache.crop(case.context - cache.get_seq_length())
-
-
-COLUMNS = (INDUCTOR, FLASHMLA)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..pool.cache import PooledCache
 from .cases import Case
 from .compare import Settings
+from .pool import PAGE
 from .serving import Serving, Wrong
 from .work import Work, random_llama
 
@@ -32,7 +33,7 @@ def work_of(model: Any, case: Serving, rows: int) -> Work:
 @torch.no_grad()
 def pooled(work: Work, case: Serving) -> PooledCache:
     """The same keys and values in pages; sequences beyond those of `work` have others."""
-    cache = PooledCache(work.model.config, tokens=case.batch * -(-case.longest // 64) * 64, longest=case.longest)
+    cache = PooledCache(work.model.config, tokens=case.batch * -(-case.written // PAGE) * PAGE, longest=case.longest)
     fill(cache, work, case)
     return cache
 

@@ -57,7 +57,7 @@ def run(case: Serving, names: list[str], session: Session) -> dict[str, float]:
 def _cache(work: Work, case: Serving, offload: int) -> PooledCache:
     """Full up to the context. The arena has room for two of the layers that take turns."""
     config, model = work.model.config, work.model
-    tokens = -(-case.longest // PAGE) * PAGE * case.batch
+    tokens = -(-case.written // PAGE) * PAGE * case.batch
     pool = KVPool(
         1, config.num_key_value_heads, config.head_dim, dtype=model.dtype, device=model.device, page=PAGE,
         tokens=tokens * (case.layers - offload + 2 * (offload > 0)), host_tokens=(tokens + PAGE) * offload)

@@ -15,17 +15,18 @@ from mla_compiler.bench.serve_model import check, model_of, pooled, work_of
 from mla_compiler.bench.serving import SERVING, Served, Wrong, failures
 
 SETTINGS = Settings("cpu", torch.float32, repeats=1)
-GENERATE, APPEND, OFFLOAD = SERVING
+GENERATE, FULL, APPEND, OFFLOAD = SERVING
 TINY = ["--device", "cpu", "--tiny", "--group", "serve", "--repeats", "1"]
 
 
 def test_the_bars_of_the_project_are_the_ones_measured():
     assert {case.name: [str(bar) for bar in case.bars] for case in SERVING} == {
-        "generate B=16, 8k": [">= 5 x the static cache"],
+        "generate B=16, 8k of 16k": [">= 5 x the static cache"],
+        "generate B=16, 8k": ["goal: >= 5 x the static cache"],
         "append B=64, 32 layers, 2k": ["<= 1 % of the step"],
         "offload B=1, 4 of 32 layers, 32k": [">= 80 % of the copy hidden"],
     }
-    assert (GENERATE.context, OFFLOAD.context, APPEND.layers) == (8192, 32768, 32)
+    assert (GENERATE.longest, FULL.longest, OFFLOAD.context, APPEND.layers) == (16384, 8192 + 64, 32768, 32)
     assert dict(APPEND.shape) == {**LLAMA_8B, "num_hidden_layers": 32} and all(not case.shrunk().bars for case in SERVING)
 
 
@@ -54,7 +55,7 @@ def test_tokens_are_told():
 @pytest.mark.slow
 def test_generate_is_measured_in_both_columns(tmp_path):
     path = tmp_path / "numbers.json"
-    assert bench.main([*TINY, "--cases", "generate", "--json", str(path)]) == 0
+    assert bench.main([*TINY, "--cases", "generate B=16, 8k$", "--json", str(path)]) == 0
     (row,) = json.loads(path.read_text())["served"]
     assert all(row["figures"][f"x eager's error, {name}"] <= 2 for name in ("inductor", "flashmla"))
     ratio = row["figures"]["ms a token, inductor"] / row["figures"]["ms a token, flashmla"]
