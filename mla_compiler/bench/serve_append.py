@@ -54,7 +54,7 @@ def run(case: Serving, names: list[str], session: Session) -> dict[str, float]:
 
 def _step(work: Work, case: Serving, cache: PooledCache, settings: Settings) -> Callable[[], Tensor]:
     """Logits [B, vocab] of one more token of every sequence."""
-    forward = torch.compile(work.model.forward, backend=FLASHMLA, fullgraph=True, mode=mode_of(settings))
+    forward = torch.compile(work.model.forward, backend=FLASHMLA, fullgraph=True, dynamic=False, mode=mode_of(settings))
     more = torch.randint(work.model.config.vocab_size, (case.batch - len(work.ids), 1), device=work.ids.device)
     ids = torch.cat([work.ids, more])
 
