@@ -91,3 +91,8 @@ def test_an_append_that_does_not_write_is_found_out(monkeypatch):
     monkeypatch.setattr(serve_append, "_write", lambda *_: None)
     with pytest.raises(Wrong, match="an append"):
         serve_append._appends(cache, case)
+
+
+@pytest.mark.gpu
+def test_tiny_cases_on_the_gpu():
+    assert bench.main(["--device", "cuda", *TINY[2:]]) == 0
