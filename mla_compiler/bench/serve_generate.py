@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 from transformers import CompileConfig, LogitsProcessor, LogitsProcessorList
 
 from ..pool.cache import PooledCache
@@ -27,7 +28,7 @@ from .compare import Settings
 from .measure import forget
 from .one_head import OneHeadAtATime
 from .serve_model import check, mode_of, model_of, pooled, work_of
-from .serving import STATIC, Serving
+from .serving import STATIC, Serving, Wrong
 from .work import TRUTH, Work
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 CHECKED = 4
 """Tokens whose logits are compared: the one that is left of the prompt, and steps that compile, record and replay."""
 RUNS = 3
+A_TOKEN = "ms a token"
 
 
 class Told(LogitsProcessor):  # type: ignore[misc]
@@ -90,7 +92,8 @@ class Decoding:
         out = model.generate(
             self.prompt, past_key_values=cache, max_new_tokens=count, do_sample=False, pad_token_id=0, output_logits=True,
             return_dict_in_generate=True, logits_processor=LogitsProcessorList([told]), **how)
-        assert torch.equal(out.sequences[:, self.prompt.shape[1] :], told.tokens)
+        if not torch.equal(out.sequences[:, self.prompt.shape[1] :], told.tokens):
+            raise Wrong("generate: other tokens than it was told")
         return torch.stack(out.logits), told.ms_per_token()
 
 
@@ -105,18 +108,25 @@ def run(case: Serving, names: list[str], session: Session) -> dict[str, float]:
     for name in names:
         say(f"{case.name}: {name}")
         forget(settings.device)
-        cache, rewind = _cache(name, work, case)
-        config = CompileConfig(backend=name, fullgraph=True, mode=mode_of(settings))
-        config._compile_all_devices = True
-        how = {"compile_config": config}
-        start = time.perf_counter()
-        logits, _ = decoding.run(work.model, cache, min(CHECKED, case.tokens), **how)
-        found[f"s to compile, {name}"] = time.perf_counter() - start
-        found[f"x eager's error, {name}"] = check(name, logits, eager, truth)
-        found[f"ms a token, {name}"] = statistics.median(_timed(decoding, cache, rewind, how) for _ in range(RUNS))
+        figures = _column(name, decoding, settings, truth, eager)
+        found |= {f"{unit}, {name}": value for unit, value in figures.items()}
     if INDUCTOR in names:
-        found[STATIC] = found[f"ms a token, {INDUCTOR}"] / found[f"ms a token, {FLASHMLA}"]
+        found[STATIC] = found[f"{A_TOKEN}, {INDUCTOR}"] / found[f"{A_TOKEN}, {FLASHMLA}"]
     return found
+
+
+def _column(name: str, decoding: Decoding, settings: Settings, truth: Tensor, eager: Tensor) -> dict[str, float]:
+    work, case = decoding.work, decoding.case
+    cache, rewind = _cache(name, work, case)
+    config = CompileConfig(backend=name, fullgraph=True, mode=mode_of(settings))
+    config._compile_all_devices = True
+    how = {"compile_config": config}
+    start, skipped = time.perf_counter(), counters["inductor"]["cudagraph_skips"]
+    logits, _ = decoding.run(work.model, cache, min(CHECKED, case.tokens), **how)
+    seconds, error = time.perf_counter() - start, check(name, logits, eager, truth)
+    skipped = counters["inductor"]["cudagraph_skips"] - skipped
+    ms = statistics.median(_timed(decoding, cache, rewind, how) for _ in range(RUNS))
+    return {"s to compile": seconds, "x eager's error": error, "CUDA graphs skipped": skipped, A_TOKEN: ms}
 
 
 def _timed(decoding: Decoding, cache: Any, rewind: Callable[[], None], how: dict[str, Any]) -> float:
