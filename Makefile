@@ -34,7 +34,8 @@ bench: setup
 	$(BIN)/python -m mla_compiler.bench $(ARGS)
 
 # On a GPU: every kernel under CUDA's sanitizer. Each tensor has memory of its own, or a neighbour's would hide a stray access.
-SANITIZER := compute-sanitizer --error-exitcode 1 --target-processes application-only
+# A virtual environment's python may start another one, which is the one to watch, and takes minutes to come to the GPU.
+SANITIZER := compute-sanitizer --error-exitcode 1 --target-processes all --launch-timeout 600
 EVERY_KERNEL := -m pytest -q -m gpu tests/lowering_triton/test_gpu_every_kernel.py
 
 sanitize: setup

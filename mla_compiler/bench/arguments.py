@@ -9,14 +9,14 @@ from pathlib import Path
 from .cases import COLUMNS
 
 KERNEL_COLUMNS = ("sdpa", "sdpa-fa2", "sdpa-cudnn", "flex", "fa3", "flashinfer", "deepseek")
-GROUPS = ("prefill", "decode", "latent", "sparse", "pool", "model")
+GROUPS = ("prefill", "decode", "latent", "sparse", "pool", "model", "serve")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     known = ", ".join(dict.fromkeys((*COLUMNS, *KERNEL_COLUMNS)))
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: the GPU if there is one")
     parser.add_argument("--group", choices=(*GROUPS, "all"), default="all",
-                        help="kernels of prefill, of decode, of latents, kernels that leave tiles out, or models")
+                        help="kernels of prefill, decode, latents, of pages, or that leave tiles out; models; a pool at work")
     parser.add_argument("--cases", type=pattern, default="", metavar="REGEX", help="only the cases in whose name this is found")
     parser.add_argument("--columns", type=columns, metavar="A,B", help=f"only these, of {known}; eager, the models' yardstick, "
                         "and of the kernels flashmla always run")
@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="start no further case once this is spent")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too, after every case")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the kernels (needs matplotlib)")
+    parser.add_argument("--trace", type=Path, metavar="FILE.json", help="of serve: two steps with layers on the host, for chrome://tracing")
     parser.add_argument("--tiny", action="store_true", help="the GPU's cases at a size for any machine, without bars")
 
 

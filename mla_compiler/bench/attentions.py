@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..pool.formats import FORMATS
+from ..pool.formats import PAIRS
 from .bars import BEST, BEST_SDPA, Bar, Limit
 
 PREFILL, DECODE, POOL = "prefill", "decode", "pool"
@@ -36,7 +36,8 @@ PACKED = (
 class Attention:
     """One case. window: keys a query sees at most, 0 for all; documents: equal ones packed; live: keys of each sequence.
 
-    sparsity: the policy; one tile of keys in `every` matters. format: of the pages, where keys and values lie in some.
+    sparsity: the policy; one tile of keys in `every` matters. format: a pair's name, of the
+    pages where keys and values lie in some.
     """
 
     name: str
@@ -131,8 +132,8 @@ class Attention:
 
     def live_bytes(self, dtype: torch.dtype) -> int:
         """Of the live keys and values."""
-        stored = FORMATS[self.format or "plain"]
-        row = stored.row_bytes(self.head_dim, dtype, keys=True) + stored.row_bytes(self.value_dim, dtype, keys=False)
+        k, v = PAIRS[self.format or "plain"]
+        row = k.row_bytes(self.head_dim, dtype, keys=True) + v.row_bytes(self.value_dim, dtype, keys=False)
         return sum(self.lengths) * self.kv_heads * row
 
     def read_bytes(self, dtype: torch.dtype) -> int:

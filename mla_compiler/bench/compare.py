@@ -52,7 +52,7 @@ def run_case(
         work = Work.of(model, case)
         row.needed = work.bytes
         say(f"{case.name}: the truth, in {str(TRUTH[settings.dtype])[6:]}")
-        truth = _truth(work, settings)
+        truth = truth_of(work, settings)
     except torch.OutOfMemoryError as failure:  # the other cases can still be measured
         return Row(case, {name: Cell(failure=f"nothing to check against: {why(failure)}") for name in columns})
     for name in columns:
@@ -75,7 +75,7 @@ def run_column(model: Any, case: Case, name: str, settings: Settings) -> float:
 def run_interleaved(model: Any, case: Case, columns: list[str], settings: Settings, say: Callable[[str], None]) -> Row:
     """Every column compiled first, then timed in turns: for a machine whose speed drifts."""
     work, row = Work.of(model, case), Row(case)
-    truth, forwards = _truth(work, settings), {}
+    truth, forwards = truth_of(work, settings), {}
     for name in columns:
         say(f"{case.name}: compiling {name}")
         forwards[name] = _forward(model, name, settings.mode_of(case))
@@ -102,7 +102,8 @@ def _attempt(work: Work, name: str, truth: Tensor, settings: Settings) -> Cell:
         return Cell(failure=why(failure))
 
 
-def _truth(work: Work, settings: Settings) -> Tensor:
+def truth_of(work: Work, settings: Settings) -> Tensor:
+    """Logits [B, vocab] of a copy of the model in a more exact dtype, as float64."""
     exact = work.converted(TRUTH[settings.dtype])
     with torch.no_grad(), OneHeadAtATime():
         return exact.step(exact.model).double()

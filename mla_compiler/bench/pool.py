@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..pool.formats import FORMATS, dequantize, quantize
+from ..pool.formats import PAIRS, Format, dequantize, quantize
 from .attentions import DENSE, POOL, Attention, K
 from .bars import Bar, Limit
 
@@ -36,20 +36,20 @@ def stored(k: Tensor, v: Tensor, format: str) -> tuple[Stored, Tensor, Tensor]:
     """k, v [B, Hkv, S, .] in pages; and the numbers that these hold."""
     count = -(-k.shape[2] // PAGE)
     table = torch.randperm(len(k) * count, device=k.device).view(len(k), count)
-    k_values, k_scales, k = _encoded(k, format, keys=True)
-    v_values, v_scales, v = _encoded(v, format, keys=False)
+    (k_values, k_scales, k), (v_values, v_scales, v) = (
+        _encoded(x, kind, keys=x is k) for x, kind in zip((k, v), PAIRS[format], strict=True))
     k_scales, v_scales = (None if x is None else _in_pages(x, table) for x in (k_scales, v_scales))
     return Stored(_in_pages(k_values, table), _in_pages(v_values, table), k_scales, v_scales, table.int()), k, v
 
 
-def _encoded(x: Tensor, format: str, keys: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+def _encoded(x: Tensor, kind: Format, keys: bool) -> tuple[Tensor, Tensor | None, Tensor]:
     """What lies in the pages, its scales, what they say; sequence by sequence, for the way there is in float32."""
-    if format == "plain":
+    if kind.storage is None:
         return x, None, x
-    group = FORMATS[format].group(x.shape[3], keys)
-    parts = [quantize(each, format, group) for each in x]
+    group = kind.group(x.shape[3], keys)
+    parts = [quantize(each, kind.name, group) for each in x]
     values, scales = (torch.stack(part) for part in zip(*parts, strict=True))
-    return values, scales, torch.stack([dequantize(*part, format, x.dtype) for part in parts])
+    return values, scales, torch.stack([dequantize(*part, kind.name, x.dtype) for part in parts])
 
 
 def _in_pages(x: Tensor, table: Tensor) -> Tensor:
@@ -68,7 +68,8 @@ def _step(batch: int, kilo: int, *bars: Bar | Limit, format: str = "plain") -> A
 _EQUAL = Limit(DENSE, 0.98, least=True)
 PAGED = (
     *(_step(batch, kilo, _EQUAL) for batch, kilo in ((1, 2), (1, 8), (1, 32), (1, 128), (16, 2), (16, 8), (16, 32), (64, 8))),
-    _step(16, 32, Limit(DENSE, 1.7, least=True), format="int8"), _step(16, 32, format="fp8"), _step(16, 32, format="int4"),
+    _step(16, 32, Limit(DENSE, 1.7, least=True), format="int8"),
+    *(_step(16, 32, format=format) for format in ("fp8", "k8v4", "k6v4", "int4")),
     _step(16, 8, format="int8"),
 )
 """The eight points of decode, and what smaller pages save."""

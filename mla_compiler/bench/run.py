@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 from rich.console import Console
 from rich.markup import escape
 
 from ..errors import OptionError
-from . import beforehand, models, plot, show, show_kernels
+from . import beforehand, models, plot, serve, show, show_kernels
 from .arguments import GROUPS
 from .cases import GPU_CASES
 from .compare import Settings
@@ -22,6 +23,10 @@ from .roofline import Roofline
 from .sampling import CASES
 from .session import Results, Session
 
+OF_MODELS: dict[str, Callable[[Session], None]] = {
+    "model": lambda session: models.run(session), "serve": lambda session: serve.run(session)}
+"""Groups of whole models; the others are kernels."""
+
 
 def run(given: argparse.Namespace) -> int:
     """0 if every bar is cleared, 1 if one is missed. Raises OptionError for what cannot be done, before measuring."""
@@ -29,13 +34,13 @@ def run(given: argparse.Namespace) -> int:
     groups = _groups(given, session)
     if given.plot is not None:
         plot.require(groups)
-    if "model" in groups:
+    if any(group in OF_MODELS for group in groups):
         models.require()
     results, console = session.results, session.console
     console.print(*(f"{key} {value}" for key, value in results.about.items()), sep="; ")
     _compile_beforehand(groups, session)
     for group in groups:
-        models.run(session) if group == "model" else _kernels(group, session)
+        OF_MODELS[group](session) if group in OF_MODELS else _kernels(group, session)
         session.save()
     if given.plot is not None and results.kernels:
         plot.draw(results.numbers(), given.plot)
@@ -44,7 +49,7 @@ def run(given: argparse.Namespace) -> int:
 
 def _conclude(session: Session) -> int:
     """The bars of all groups together, and the exit status."""
-    rows: list[show.Judgeable] = [*session.results.kernels, *session.results.models]
+    rows: list[show.Judgeable] = [*session.results.kernels, *session.results.models, *session.results.served]
     missed = session.results.missed()
     if any(row.bars() for row in rows):
         session.console.print(show.summary(rows), show.counts(rows), sep="\n")
@@ -81,7 +86,7 @@ def _compile_beforehand(groups: list[str], session: Session) -> None:
     for group in groups:
         if group == "model":
             jobs += beforehand.jobs_of_models(session.matching(GPU_CASES), given.columns, settings, given.tiny)
-        else:
+        elif group in CASES:
             jobs += beforehand.jobs_of_kernels(group, session.matching(CASES[group]), given.columns, settings, given.tiny)
     if jobs:
         session.compiled.update(beforehand.first_calls(jobs, most, session.say))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Iterable, Iterator
@@ -11,11 +12,12 @@ from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 
-from . import kernel_rows, rows, show, show_kernels
+from . import kernel_rows, rows, serving, show, show_kernels, show_serving
 from .compare import Settings
 from .kernel_rows import KernelRow
 from .roofline import Roofline
 from .rows import Row
+from .serving import Served
 
 
 class Named(Protocol):
@@ -36,12 +38,14 @@ class Results:
     roof: Roofline | None = None
     kernels: list[KernelRow] = field(default_factory=list)
     models: list[Row] = field(default_factory=list)
+    served: list[Served] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     also_missed: list[str] = field(default_factory=list)
 
     def missed(self) -> list[str]:
-        return [*kernel_rows.failures(self.kernels), *rows.failures(self.models), *self.also_missed]
+        found = kernel_rows.failures(self.kernels), rows.failures(self.models), serving.failures(self.served)
+        return [*itertools.chain(*found), *self.also_missed]
 
     def numbers(self) -> dict[str, Any]:
         roof = self.roof
@@ -49,6 +53,7 @@ class Results:
             "about": self.about, "roofline": vars(roof) if roof else None,
             "kernels": [show_kernels.as_json(row, roof) for row in self.kernels if roof],
             "cases": [show.as_json(row) for row in self.models],
+            "served": [show_serving.as_json(row) for row in self.served],
             **self.extra, "missed": self.missed(), "skipped": self.skipped,
         }
 

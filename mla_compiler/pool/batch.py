@@ -105,7 +105,7 @@ class Batch:
     def take_turn(self, group: Group) -> None:
         """An offloaded group, about to write the first of its layers, is in the arena, with room for what they write."""
         self.pool.extend(group.sequences, self.step_tokens)
-        self.slate.enter(self.slate.tables, group.cells())
+        self.slate.show(group.number, *group.rows())
 
     def length_of(self, layer: int) -> int:
         """Tokens that a layer has written."""

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence as List
+from itertools import chain
 
 from ..errors import PoolError, PoolExhausted
 from .ledger import Ledger
 from .sequences import Sequence
-from .shelf import Shelf
+from .shelf import Shelf, but_the_first
 
 
 def movable(ledger: Ledger, sequences: List[Sequence]) -> Counter[int]:
     """Pages that nobody else holds, and how often these do."""
-    held = Counter(page for sequence in sequences for page in sequence.pages if page >= 0)
-    return Counter({page: count for page, count in held.items() if ledger.pages.refs[page] == count})
+    held, refs = Counter(chain.from_iterable(sequence.pages for sequence in sequences)), ledger.pages.refs
+    return Counter({page: count for page, count in held.items() if page >= 0 and refs[page] == count})
 
 
 def shelf_of(ledger: Ledger) -> Shelf:
@@ -30,11 +31,11 @@ def evict(ledger: Ledger, sequences: List[Sequence]) -> int:
     """Their movable pages go to the host; how many. Raises PoolExhausted where it has no room, and then nothing has changed."""
     shelf, going = shelf_of(ledger), movable(ledger, sequences)
     slots, fence = shelf.evict(list(going))
-    for page, holders in going.items():
-        shelf.slots.hold([slots[page]] * (holders - 1))
-        ledger.pages.drop([page] * holders, fence)
+    shelf.slots.hold(slots[page] for page in but_the_first(going))
+    ledger.pages.drop(going.elements(), fence)
     for sequence in sequences:
         sequence.pages = [~slots[page] if page in slots else page for page in sequence.pages]
+        sequence.away = True
     return len(going)
 
 
@@ -48,6 +49,7 @@ def bring(ledger: Ledger, sequences: List[Sequence]) -> None:
         if any(page < 0 for page in sequence.pages):
             sequence.pages = [page if page >= 0 else pages[~page] for page in sequence.pages]
             sequence.arriving = fence
+        sequence.away = False
 
 
 def arrived(sequences: List[Sequence]) -> None:
@@ -79,8 +81,9 @@ def check_turns(ledger: Ledger, turns: list[list[Sequence]], tokens: int) -> Non
     """Raises PoolExhausted unless sets of sequences that are in the arena one at a time can all grow by `tokens`."""
     shelf, sizes = shelf_of(ledger), [sum(ledger.pages_after(s, tokens) for s in turn) for turn in turns]
     most = max(sizes)
-    pages = {page for turn in turns for sequence in turn for page in sequence.pages}
-    here, there = sum(page >= 0 for page in pages), sum(page < 0 or page in shelf.copies for page in pages)
+    pages = set(chain.from_iterable(sequence.pages for turn in turns for sequence in turn))
+    at_hand = [page for page in pages if page >= 0]
+    here, there = len(at_hand), len(pages) - len(at_hand) + sum(page in shelf.copies for page in at_hand)
     if most > ledger.pages.supply + here:
         raise PoolExhausted.of(most, ledger.pages.supply + here, ledger.pages.count)
     if sum(sizes) > shelf.slots.supply + there:

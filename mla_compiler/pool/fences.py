@@ -29,9 +29,11 @@ class CudaFence:
         self.device = device
         self.event = torch.cuda.Event()
         self.event.record(current)
+        self._passed = False
 
     def passed(self) -> bool:
-        return bool(self.event.query())
+        self._passed = self._passed or bool(self.event.query())
+        return self._passed
 
     def wait(self) -> None:
         self.event.wait(torch.cuda.current_stream(self.device))

@@ -47,9 +47,9 @@ class Group:
             cells += self._cells(row, sequence, -gone, [-1] * gone)
         return cells
 
-    def cells(self) -> list[Cell]:
-        """All pages, of which none is on the host."""
-        return [cell for row, sequence in enumerate(self.sequences) for cell in self._cells(row, sequence, 0, sequence.pages)]
+    def rows(self) -> tuple[int, list[list[int]]]:
+        """The first column that has a page, and all pages of each row from there, of which none is on the host."""
+        return self.sequences[0].start // self.pool.geometry.page, [sequence.pages for sequence in self.sequences]
 
     def _cells(self, row: int, sequence: Sequence, first: int, pages: list[int]) -> list[Cell]:
         """Pages from the `first` of a sequence on."""

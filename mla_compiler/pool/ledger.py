@@ -46,7 +46,7 @@ class Ledger:
 
     def away(self, sequences: List[Sequence]) -> Counter[int]:
         """Slots of the shelf that hold their pages, and how many of them hold each."""
-        return Counter(~page for sequence in sequences for page in sequence.pages if page < 0)
+        return Counter([~page for sequence in sequences if sequence.away for page in sequence.pages if page < 0])
 
     def pages_after(self, sequence: Sequence, tokens: int) -> int:
         """Pages it has once it has grown."""
@@ -77,7 +77,7 @@ class Ledger:
         self.pages.hold(page for page in pages if page >= 0)
         if self.shelf is not None:
             self.shelf.slots.hold(~page for page in pages if page < 0)
-        return self.enter(Sequence(tokens, sequence.start, pages, arriving=sequence.arriving))
+        return self.enter(Sequence(tokens, sequence.start, pages, away=sequence.away, arriving=sequence.arriving))
 
     def truncate(self, sequence: Sequence, tokens: int) -> None:
         kept = self._kept(sequence, tokens)
@@ -127,10 +127,9 @@ class Ledger:
 
     def _shared_tails(self, sequences: List[Sequence], tokens: int) -> list[Sequence]:
         """Those whose last page is begun and will still be someone else's when their turn comes."""
-        copied, left, away = [], Counter[int](), self.away(sequences)
-        for sequence in sequences:
-            if not tokens or sequence.length % self.geometry.page == 0:
-                continue
+        begun = [sequence for sequence in sequences if tokens and sequence.length % self.geometry.page]
+        copied, left, away = [], Counter[int](), self.away(begun)
+        for sequence in begun:
             tail = sequence.pages[-1]
             holders = self.pages.refs[tail] if tail >= 0 else away[~tail]  # a slot becomes a page of those who come back
             if holders - left[tail] > 1:

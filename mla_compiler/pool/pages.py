@@ -7,10 +7,18 @@ Not thread-safe: the pool's lock stands around it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 
 from ..errors import PoolExhausted
 from .fences import Fence
+
+Readers = Mapping[Hashable, Fence]
+"""The last of each stream. Never changed: many pages may have the same."""
+_NOBODY: Readers = {}
+
+
+def _with(readers: Readers, fence: Fence | None) -> Readers:
+    return readers if fence is None else {**readers, fence.stream: fence}
 
 
 class Pages:
@@ -22,7 +30,7 @@ class Pages:
         self.pending: deque[tuple[list[Fence], int]] = deque()
         self.high_water = 0
         # Of a page that is still held: the last read on each stream by those who have let go of it.
-        self._readers: dict[int, dict[Hashable, Fence]] = {}
+        self._readers: dict[int, Readers] = {}
 
     @property
     def count(self) -> int:
@@ -54,10 +62,12 @@ class Pages:
         """
         self.reap()
         self.check(count)
+        waited: list[Fence] | None = None
         while len(self.free) < count:
             fences, page = self.pending.popleft()
-            for fence in fences:
+            for fence in fences if fences is not waited else ():
                 fence.wait()
+            waited = fences
             self.free.append(page)
         taken = [self.free.pop() for _ in range(count)]
         for page in taken:
@@ -72,25 +82,37 @@ class Pages:
 
     def drop(self, pages: Iterable[int], fence: Fence | None) -> None:
         """One holder fewer, whose last use lies before `fence`. None: that is over."""
+        alike: dict[int, tuple[Readers, list[Fence]]] = {}  # by the identity of the readers, which are kept for it
         for page in pages:
             self.refs[page] -= 1
-            self.used(page, fence)
             if self.refs[page]:
+                self.used([page], fence)
                 continue
-            fences = self._readers.pop(page, None)
-            if fences:
-                self.pending.append((list(fences.values()), page))
+            readers = self._readers.pop(page, _NOBODY)
+            if id(readers) not in alike:
+                alike[id(readers)] = readers, list(_with(readers, fence).values())
+            if fences := alike[id(readers)][1]:
+                self.pending.append((fences, page))
             else:
                 self.free.append(page)
 
-    def used(self, page: int, fence: Fence | None) -> None:
-        """Something reads or writes this page until `fence`: it is nobody else's before."""
-        if fence is not None:
-            self._readers.setdefault(page, {})[fence.stream] = fence
+    def used(self, pages: Iterable[int], fence: Fence | None) -> None:
+        """Something reads or writes these pages until `fence`: they are nobody else's before."""
+        if fence is None:
+            return
+        alone = _with(_NOBODY, fence)
+        for page in pages:
+            readers = self._readers.get(page)
+            self._readers[page] = alone if readers is None else _with(readers, fence)
 
     def reap(self) -> None:
         """The oldest pending pages become free, as far as their readers are done."""
-        while self.pending and all(fence.passed() for fence in self.pending[0][0]):
+        passed: list[Fence] | None = None
+        while self.pending:
+            fences = self.pending[0][0]
+            if fences is not passed and not all(fence.passed() for fence in fences):
+                return
+            passed = fences
             self.free.append(self.pending.popleft()[1])
 
     def own(self, page: int) -> None:

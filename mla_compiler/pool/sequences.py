@@ -16,13 +16,14 @@ class Sequence:
     """Tokens [start, length) of one sequence; token t lies in pages[t // page - start // page] at t % page.
 
     `start` is above 0 once tokens are forgotten, as behind a sliding window. Changed by the pool alone. Below 0 a page is on
-    the host (`eviction`); `arriving`: the pages that were there have come back when this has passed.
+    the host (`eviction`), as some may be where `away`; `arriving`: those that were there have come back when this has passed.
     """
 
     length: int = 0
     start: int = 0
     pages: list[int] = field(default_factory=list)
     released: bool = False
+    away: bool = False
     arriving: Fence | None = None
 
     def __len__(self) -> int:

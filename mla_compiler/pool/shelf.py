@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ class Shelf:
         Raises PoolExhausted, and then nothing has changed.
         """
         wanted = sorted(self.unsaved(pages))
-        if len(wanted) > self.room(pages):
+        if len(wanted) > self.slots.supply and len(wanted) > self.room(pages):
             raise PoolExhausted.on_host(len(wanted), self.room(pages), self.slots.count)
         with self._aside(behind=True), record_function("flashmla::pool.evict"):
             for page in list(self.copies.keys() - set(pages)) if len(wanted) > self.slots.supply else []:
@@ -72,16 +73,15 @@ class Shelf:
             taken, slots = sorted(pages.take(len(counts))), sorted(counts)
             self._copy(taken, slots, to_host=False)
             fence = self._fence()
-        for slot, page in zip(slots, taken, strict=True):
-            holders = counts[slot]
-            pages.hold([page] * (holders - 1))
-            pages.used(page, fence)
-            clean = self.slots.refs[slot] == holders
-            self.slots.drop([slot] * (holders - clean), fence)
-            if clean:
-                self.slots.used(slot, fence)
-                self.copies[page] = slot
-        return dict(zip(slots, taken, strict=True)), fence
+        brought = dict(zip(slots, taken, strict=True))
+        clean = {page: slot for slot, page in brought.items() if self.slots.refs[slot] == counts[slot]}
+        others = but_the_first(counts)
+        pages.hold(brought[slot] for slot in others)
+        pages.used(taken, fence)
+        self.slots.drop([*others, *(brought.keys() - set(clean.values()))], fence)
+        self.slots.used(clean.values(), fence)
+        self.copies.update(clean)
+        return brought, fence
 
     def discard(self, pages: Iterable[int]) -> None:
         """These pages are written or given up: what slots hold of them is of no use."""
@@ -123,12 +123,14 @@ class Shelf:
         return [torch.empty(count, *x.shape[1:], dtype=x.dtype, pin_memory=pinned) for x in planes]
 
 
+def but_the_first(counts: Counter[int]) -> list[int]:
+    """All holders of what is counted, but for one of each."""
+    return [] if counts.total() == len(counts) else [one for one, holders in counts.items() for _ in range(holders - 1)]
+
+
 def runs(pages: list[int], slots: list[int]) -> list[tuple[int, int, int]]:
     """page, slot, count of pieces that are whole on both sides: one copy each."""
-    found: list[tuple[int, int, int]] = []
-    for page, slot in sorted(zip(pages, slots, strict=True)):
-        if found and (page, slot) == (found[-1][0] + found[-1][2], found[-1][1] + found[-1][2]):
-            found[-1] = *found[-1][:2], found[-1][2] + 1
-        else:
-            found.append((page, slot, 1))
-    return found
+    pairs = sorted(zip(pages, slots, strict=True))
+    steps = enumerate(pairwise(pairs), start=1)
+    first = [0, *(at for at, ((p, s), (page, slot)) in steps if page - p != 1 or slot - s != 1)]
+    return [(*pairs[at], end - at) for at, end in zip(first, [*first[1:], len(pairs)], strict=True)]

@@ -7,6 +7,7 @@ without waiting; compiled code reads, and advances the lengths itself, so that n
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence as List
 
 import torch
 from torch import Tensor
@@ -52,9 +53,14 @@ class Slate:
     def enter(self, tables: Tensor, cells: list[Cell]) -> None:
         """tables[group, row, column] = page."""
         if cells:
-            groups, rows, columns, pages = self._on_device(cells).unbind()
+            groups, rows, columns, pages = self._on_device(cells).T.unbind()
             tables[groups, rows, columns] = pages.int()
 
-    def _on_device(self, cells: list[Cell]) -> Tensor:
+    def show(self, group: int, column: int, rows: list[list[int]]) -> None:
+        """The pages of all rows of a group, equally many, from this column on."""
+        pages = self._on_device(rows)
+        self.tables[group, :, column : column + pages.shape[1]] = pages
+
+    def _on_device(self, numbers: List[List[int]]) -> Tensor:
         device = self.tables.device
-        return torch.tensor(cells, pin_memory=device.type == "cuda").to(device, non_blocking=True).T
+        return torch.tensor(numbers, pin_memory=device.type == "cuda").to(device, non_blocking=True)

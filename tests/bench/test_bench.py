@@ -194,7 +194,7 @@ def test_a_truth_that_does_not_fit_is_shown_and_the_next_case_can_run(monkeypatc
     def no_memory(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(compare, "_truth", no_memory)
+    monkeypatch.setattr(compare, "truth_of", no_memory)
     found = run_case(random_llama(TINY, "cpu", torch.float32), Case("prefill", 1, 16), [EAGER, FLASHMLA], SETTINGS, print)
     reason = "nothing to check against: OutOfMemoryError: CUDA out of memory"
     assert list(failures([found])) == [f"prefill: flashmla: {reason}"]

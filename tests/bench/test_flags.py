@@ -7,7 +7,7 @@ import pytest
 
 from mla_compiler import cli
 from mla_compiler.bench import __main__ as bench
-from mla_compiler.bench import arguments, models, peers, run
+from mla_compiler.bench import arguments, models, peers, run, serve
 from mla_compiler.bench.kernel_rows import Reading
 
 TINY = ["--tiny", "--device", "cpu", "--repeats", "1", "--columns", "sdpa,fa3"]
@@ -35,8 +35,9 @@ def test_all_groups_run_in_their_order(monkeypatch, capsys):
     ran = []
     monkeypatch.setattr(run, "_kernels", lambda group, session: ran.append(group))
     monkeypatch.setattr(models, "run", lambda session: ran.append("model"))
+    monkeypatch.setattr(serve, "run", lambda session: ran.append("serve"))
     assert bench.main(["--tiny", "--device", "cpu"]) == 0
-    assert ran == ["prefill", "decode", "latent", "sparse", "pool", "model"]
+    assert ran == ["prefill", "decode", "latent", "sparse", "pool", "model", "serve"]
     ran.clear()
     assert bench.main(["--device", "cpu"]) == 0
     assert ran == ["model"] and "kernels are measured on a GPU" in capsys.readouterr().out

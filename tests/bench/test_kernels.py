@@ -58,7 +58,7 @@ def test_no_right_answer_of_ours_is_a_failure():
     assert all(ok is None for _, _, ok in row.bars())
 
 
-@pytest.mark.parametrize("format", ["plain", "fp8", "int8", "int4"])
+@pytest.mark.parametrize("format", ["plain", "fp8", "int8", "int4", "k8v4", "k6v4"])
 def test_steps_over_pages_are_right_and_compared_with_keys_in_one_piece(format):
     case = next(case for case in PAGED if case.format == format).shrunk()
     row = run_kernels(dataclasses.replace(case, queries=2, keys=200, batch=2), [], SETTINGS, print)

@@ -147,6 +147,44 @@ def test_layers_on_the_host(way, offload):
     assert pool.stats().held == pool.stats().evicted == 0
 
 
+def test_a_layer_comes_back_while_those_before_it_run():
+    """Enqueued when the one before it in turn has been read, and waited for only when its own turn comes."""
+    streams = Streams()
+    pool = KVPool(1, 2, 8, tokens=256, page=4, fence=streams, host_tokens=256)
+    cache = PooledCache(MODELS["llama"]().config, pool=pool, offload=2)
+    k = torch.randn(1, 2, 5, 8)
+    for layer in range(3):
+        cache.update(k, k, layer)
+    (first,), (second,) = (group.sequences for group in cache.groups[1:])
+    coming = first.arriving
+    assert [group.offloaded for group in cache.groups] == [False, True, True] and on_device(pool, first, second) == [2, 0]
+    cache.update(k, k, 0)
+    assert first.arriving is coming and not coming.waited
+    cache.update(k, k, 1)
+    assert coming.waited and on_device(pool, first, second) == [0, 2]
+    assert second.arriving is not None and not second.arriving.waited
+    read = cache.update(k, k, 2)
+    assert all(torch.equal(x, torch.cat([k, k], 2)) for x in read)
+
+
+def test_a_layer_that_leaves_is_pending_behind_its_reader_alone():
+    """Many pages with the same readers, and one that another stream has read too: each waits for its own."""
+    streams = Streams()
+    pool = KVPool(1, 1, 1, tokens=12, page=4, fence=streams)
+    x = torch.ones(1, 1, 12, 1)
+    sequence = pool.allocate()
+    pool.append(sequence, x, x)
+    streams.current = 1
+    pool.release(pool.share(sequence, 4))
+    streams.current = 0
+    pool.release(sequence)
+    by_other, by_this = streams.made[-2:]
+    by_this.reached = True
+    assert pool.stats().pending == pool.geometry.page_bytes * 3  # the first of them waits, and the order stays
+    by_other.reached = True
+    assert pool.stats().pending == 0
+
+
 def test_more_layers_than_the_arena_holds():
     model, inputs = MODELS["llama"](), prompt(MODELS["llama"]())
     pages = 2 * 8  # of two rows of 30 tokens, for one layer of three

@@ -8,6 +8,8 @@ import torch
 import transformers as hf
 from torch._dynamo.utils import counters
 from torch._inductor.utils import run_and_get_code
+from torch.autograd import DeviceType
+from torch.profiler import profile
 from transformers import CompileConfig
 
 from mla_compiler import KVPool, PooledCache
@@ -92,6 +94,27 @@ def test_evicted_pages_come_back():
         pool.release(sequence)
     torch.cuda.synchronize()
     assert pool.stats().held == pool.stats().evicted == pool.stats().pending == 0
+
+
+def test_pages_come_back_beside_the_kernels():
+    """By a trace: a product runs while they do. What reads them waits."""
+    pool = KVPool(1, 8, 128, dtype=torch.bfloat16, device="cuda", tokens=16384, host_tokens=16384)
+    x, a = torch.randn(1, 8, 16384, 128, dtype=torch.bfloat16, device="cuda"), torch.randn(2048, 2048, device="cuda")
+    sequence = pool.allocate()
+    pool.append(sequence, x, x)
+    pool.evict([sequence])
+    a @ a
+    torch.cuda.synchronize()
+    with profile() as seen:
+        pool.prefetch([sequence])
+        for _ in range(20):
+            a @ a
+        k, v = pool.gather(sequence)
+        torch.cuda.synchronize()
+    assert torch.equal(k, x) and torch.equal(v, x)
+    spans = [(x.name, x.time_range.start, x.time_range.end) for x in seen.events() if x.device_type == DeviceType.CUDA]
+    _, began, ended = max((span for span in spans if span[0].startswith("Memcpy HtoD")), key=lambda span: span[2] - span[1])
+    assert any("gemm" in name and start < ended and began < end for name, start, end in spans)
 
 
 @pytest.mark.parametrize("offload", [1, 5])
