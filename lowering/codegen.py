@@ -41,8 +41,8 @@ _BODY = {
     "bounded": (*_DENSE, "packed.py", "sparse/kept.py", "sparse/bounded.py"),
 }
 _EXCHANGE = (
-    "hopper/tiles.py", "hopper/softmax.py", "mla/rows.py", "mla/line.py", "mla/task.py", "mla/steps.py", "mla/finish.py",
-    "mla/memory.py", "mla/exchange.py")
+    "hopper/tiles.py", "hopper/softmax.py", "hopper/rescale.py", "mla/rows.py", "mla/line.py", "mla/task.py", "mla/steps.py",
+    "mla/finish.py", "mla/memory.py", "mla/exchange.py")
 _GLUON = {
     "hopper": (
         "hopper/tiles.py", "hopper/rings.py", "hopper/softmax.py", "hopper/messages.py", "hopper/classed.py",

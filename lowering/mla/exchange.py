@@ -21,6 +21,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma_wait
 
+from ..hopper.rescale import LAG, rescaled
 from ..hopper.softmax import weigh
 from .finish import finish
 from .rows import told
@@ -69,11 +70,11 @@ def even(source, queries, rings, bars, b_p, small, message, sizes, env, to, R: g
             mbarrier.arrive(bars[2].index(TURN), pred=2 * u + 1 < count)
             mbarrier.arrive(bars[1].index(2))
             a = masked(s, token, sizes, rows, bounds, j0, last, env)
-            weights, m, shrink = weigh(a, gl.max(a, 1), m)
+            weights, m, shrink = weigh(a, gl.max(a, 1), m, LAG)
             p = weights.to(rings[0].dtype)
             mbarrier.wait(bars[2].index(TAKEN), phase ^ 1)
             give(0, b_p, small, bars, p, m, shrink)
-            acc = acc * gl.convert_layout(shrink, o_rows)[:, None]
+            acc = rescaled(acc, shrink)
             p_registers = gl.convert_layout(p, gl.DotOperandLayout(0, o_layout, 2))
             o = begin_values(p_registers, rings, 0, bars, 0, z, phase, j0, (begin, last), acc)
             l = l * shrink + gl.sum(weights, 1)
@@ -84,7 +85,7 @@ def even(source, queries, rings, bars, b_p, small, message, sizes, env, to, R: g
                 mbarrier.wait(bars[2].index(WEIGHTS + 1), phase)
                 m = small.index(2).load(s_rows)
                 l = l * small.index(3).load(s_rows)
-                acc = acc * small.index(3).load(o_rows)[:, None]
+                acc = rescaled(acc, small.index(3).load(o_rows))
                 o = begin_values(b_p[1], rings, 0, bars, 1, z, phase, j0 - N, (begin, last), acc)
                 acc = warpgroup_mma_wait(0, [o])
                 mbarrier.arrive(bars[2].index(TAKEN + 1), pred=2 * u + 3 < count)
@@ -132,16 +133,16 @@ def odd(source, queries, rings, bars, b_p, small, message, sizes, env, to, R: gl
             mbarrier.wait(bars[2].index(WEIGHTS), phase_0)
             m = small.index(0).load(s_rows)
             l = l * small.index(1).load(s_rows)
-            acc = acc * small.index(1).load(o_rows)[:, None]
+            acc = rescaled(acc, small.index(1).load(o_rows))
             o = begin_values(b_p[0], rings, 2, bars, 0, z, phase_0, j0 + N, (begin, last), acc)
-            weights, m, shrink = weigh(a, gl.max(a, 1), m)
+            weights, m, shrink = weigh(a, gl.max(a, 1), m, LAG)
             p = weights.to(rings[2].dtype)
             mbarrier.wait(bars[2].index(TAKEN + 1), phase)
             give(1, b_p, small, bars, p, m, shrink)
             acc = warpgroup_mma_wait(0, [o])
             mbarrier.arrive(bars[2].index(TAKEN))
             mbarrier.arrive(bars[1].index(4))
-            acc = acc * gl.convert_layout(shrink, o_rows)[:, None]
+            acc = rescaled(acc, shrink)
             p_registers = gl.convert_layout(p, gl.DotOperandLayout(0, o_layout, 2))
             o = begin_values(p_registers, rings, 2, bars, 1, z, phase, j0, (begin, last), acc)
             l = l * shrink + gl.sum(weights, 1)
@@ -152,7 +153,7 @@ def odd(source, queries, rings, bars, b_p, small, message, sizes, env, to, R: gl
             mbarrier.wait(bars[2].index(WEIGHTS), phase_0)
             m = small.index(0).load(s_rows)
             l = l * small.index(1).load(s_rows)
-            acc = acc * small.index(1).load(o_rows)[:, None]
+            acc = rescaled(acc, small.index(1).load(o_rows))
             o = begin_values(b_p[0], rings, 2, bars, 0, count >> 24, phase_0, first, (begin, last), acc)
             acc = warpgroup_mma_wait(0, [o])
             mbarrier.arrive(bars[2].index(TAKEN))
