@@ -63,7 +63,7 @@ _IN_PAGES = ("decode/pages.py",)
 """The same of the Hopper kernel of decode, over pages."""
 _CHOSEN_HOPPER = ("sparse/kept.py", "sparse/chosen_hopper.py")
 """After them, where pages are chosen."""
-_UNPACKED = ("decode/unpack.py",)
+_UNPACKED = ("decode/unpack.py", "decode/codes.py", "decode/few_join.py", "decode/few.py", "decode/packed.py")
 """The same where pages are quantised."""
 _INWARD = ("sparse/inward.py",)
 _DECIDES = ("sparse/told.py", "sparse/decide.py", "sparse/consumer.py", "sparse/loader.py")

@@ -98,6 +98,7 @@ def namespace(language: Language) -> dict[str, Any]:
         "gl": language, "gluon": SimpleNamespace(jit=identity), "constexpr_function": identity, "range": count,
         "tl": SimpleNamespace(debug_barrier=lambda: None, PropagateNan=SimpleNamespace(ALL=None), constexpr=language.constexpr),
         "fence_async_shared": lambda: None, "gdc_launch_dependents": lambda: None, "gdc_wait": lambda: None,
+        "mma_v2": lambda a, b, acc: Product(a, Shared(b), acc, False).get(),
         "warpgroup_mma": product, "warpgroup_mma_wait": lambda pendings, found: found[0].get(),
         "mbarrier": SimpleNamespace(
             MBarrierLayout=lambda: "mbarrier", init=init, wait=wait, arrive=arrive,
