@@ -22,11 +22,9 @@ from .balance import divide, keys_of, keys_of_part, row_tiles
 from .codes import numbers_of
 from .consumer import fill_queries, first_key
 from .early import asked_early, pass_over
-from .few_join import FEW_ROWS, GROUPS, finish_few, joining_places
+from .few_join import FEW_ROWS, GROUPS, WARPS, finish_few, joining_places
 from .pages import load
 from .parts import rows_of
-
-WARPS = gl.constexpr(4)
 
 
 @gluon.jit
@@ -193,7 +191,7 @@ def attend_in_registers(k, v, table, tensors, packed, packed_bars, sizes, env, D
     kind: gl.constexpr = tensors[0].dtype.element_ty
     plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
     b_q = gl.allocate_shared_memory(kind, [GROUPS, FEW_ROWS, packed[0][0].shape[4]], plain)
-    joining = joining_places(packed[1][0].shape[4])
+    joining = joining_places(packed[1][0].shape[4] // 2)
     fence_async_shared()
     gl.warp_specialize([
         (consume_few, (0, tensors, b_q, packed, packed_bars, joining, sizes, env, D, DV, GROUP, STAGES, BLOCK_M, BLOCK_N,

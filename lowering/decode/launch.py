@@ -53,8 +53,8 @@ def rows_kept(group: int, choice: Choice) -> int:
 
 
 def registers(choice: Choice, unpacks: bool = False) -> int:
-    """Per thread at the start of the Hopper kernel, of 64 K: a warpgroup for each 64 rows, or two for 16, two that unpack for 64,
-    one for the loading warp."""
+    """Per thread at the start of the Hopper kernel, of 64 K: a warpgroup for each 64 rows, or two for 16; two that unpack; one
+    for the loading warp."""
     if choice.block_m == 64:
         return 128 if unpacks else 240
     return REGISTERS

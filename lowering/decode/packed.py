@@ -60,9 +60,10 @@ def decode_hopper(q, q_strides, k, k_scales, v, v_scales, table, table_strides, 
     bars = (ring(STAGES, 1), ring(STAGES, 1))
     sizes = (B, H, T, S, FEW)
     tensors = (q, q_strides, out, out_strides, workspace, counters)
+    boxes = ((k, k_scales), (v, v_scales), (table, table_strides))
     if BLOCK_M == FEW_ROWS:
-        attend_in_registers((k, k_scales), (v, v_scales), (table, table_strides), tensors, packed, bars, sizes, env, D, DV, GROUP,
-                            BLOCK_M, BLOCK_N, STAGES, BLOCK_B, BLOCK_T, BLOCK_R, ROWS)
+        attend_in_registers(*boxes, tensors, packed, bars, sizes, env, D, DV, GROUP, BLOCK_M, BLOCK_N, STAGES, BLOCK_B, BLOCK_T,
+                            BLOCK_R, ROWS)
     else:
-        attend_unpacked((k, k_scales), (v, v_scales), (table, table_strides), tensors, packed, bars, sizes, env, D, DV, GROUP,
-                        BLOCK_M, BLOCK_N, STAGES, BLOCK_B, BLOCK_T, BLOCK_R, ROWS)
+        attend_unpacked(*boxes, tensors, packed, bars, sizes, env, D, DV, GROUP, BLOCK_M, BLOCK_N, STAGES, BLOCK_B, BLOCK_T,
+                        BLOCK_R, ROWS)

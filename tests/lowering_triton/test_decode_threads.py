@@ -64,7 +64,8 @@ def ran(case: Case, late: bool) -> tuple[float, float, bool]:
 def check(interpreted, case: Case, programs: int, block_n: int = 64, stages: int = 2, late: bool = True) -> None:
     rows = AttentionSpec.parse(case.spec).group * case.queries
     few = case.format != "plain" and rows <= 16
-    choice = Choice(FAMILY, 16 if few else 64 if rows <= 64 else 128, block_n, 4, stages, programs=programs, block_b=batch_block(case.batch),
+    block_m = 16 if few else 64 if rows <= 64 else 128
+    choice = Choice(FAMILY, block_m, block_n, 4, stages, programs=programs, block_b=batch_block(case.batch),
                     block_t=power(case.queries), block_r=min(4, power(rows)))
     error, formula, clean = interpreted(ran, case.but(choice=choice), late)
     assert clean
