@@ -154,10 +154,11 @@ def test_what_takes_its_place_reads_chosen_pages_in_tiles_that_divide_them(page)
 
 @pytest.mark.parametrize("late", [True, False])
 @pytest.mark.parametrize("format", ["int8", "fp8"])
+@pytest.mark.parametrize("block_m", [16, 64])
 @pytest.mark.parametrize("name", ["a quarter", "three queries", "two chunks"])
-def test_chosen_quantised_pages(interpreted, name, format, late):
-    arguments = CHOSEN[name] | {"format": format}
-    choice = Choice(FAMILY, 64, 16, 4, 8, programs=5, block_b=16, block_t=power(arguments.get("queries", 1)), block_r=4)
+def test_chosen_quantised_pages(interpreted, name, block_m, format, late):
+    arguments = CHOSEN[name] | {"format": format, "dtype": torch.float16}
+    choice = Choice(FAMILY, block_m, 16, 4, 8, programs=5, block_b=16, block_t=power(arguments.get("queries", 1)), block_r=4)
     error, formula = interpreted(chosen_pages, arguments, choice, late)
     assert error <= 2 * formula
 
@@ -172,6 +173,8 @@ def test_quantised_pages(interpreted, programs, format, late):
 
 @pytest.mark.parametrize("format", ["int8", "fp8"])
 @pytest.mark.parametrize("name", ["causal, aligned to the end", "window", "live length"])
-def test_every_hull_over_quantised_pages(interpreted, name, format):
+@pytest.mark.parametrize("queries", [1, 20])
+def test_every_hull_over_quantised_pages(interpreted, name, queries, format):
+    """Few rows, whose numbers are in registers, and many."""
     keys = 384 if "n0" not in CASES[name].spec else -(-CASES[name].keys // 64) * 64
-    check(interpreted, CASES[name].but(queries=5, keys=keys, page=64, format=format, dtype=torch.float16), 6, 64, 4)
+    check(interpreted, CASES[name].but(queries=queries, keys=keys, page=64, format=format, dtype=torch.float16), 6, 64, 4)
