@@ -18,7 +18,9 @@ from tests.pool.test_bounds import problem
 
 from .attentions import CASES
 from .cases import Case, errors
-from .gluon.memory import Descriptor
+from .gluon.language import Language
+from .gluon.memory import Descriptor, tensor
+from .gluon.run import functions
 from .gluon.run import run as run_kernel
 
 FAMILY = "decode_hopper"
@@ -169,6 +171,20 @@ def test_chosen_quantised_pages(interpreted, name, block_m, format, late):
 def test_quantised_pages(interpreted, programs, format, late):
     """What is asked for early and passed over is unpacked too; scales of pages that nobody has are NaN."""
     check(interpreted, SINKS.but(page=64, keys=704, format=format, dtype=torch.float16), programs, late=late, stages=3)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("format", ["int8", "fp8"])
+def test_every_code_becomes_its_number(format, kind):
+    """Of all 256 beside each other and in each place of a register, those of the even and of the odd channels."""
+    code = torch.arange(256)
+    codes = torch.stack([code, code + 1, 3 * code + 77]).to(torch.uint8)
+    stored = codes.view(torch.float8_e4m3fn) if format == "fp8" else codes.view(torch.int8)
+    names = functions(codegen.source(AttentionSpec.parse(SINKS.spec), FAMILY, Layout(format)), Language(1, True))
+    for odd in (False, True):
+        found = names["numbers_of"](tensor(codes.view(torch.int16)), odd, kind)
+        assert found.dtype == kind
+        torch.testing.assert_close(torch.Tensor(found.float()), stored.float()[:, odd::2], rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("format", ["int8", "fp8"])

@@ -110,14 +110,19 @@ def namespace(language: Language) -> dict[str, Any]:
     }
 
 
-def run(text: str, entry: str, blocks: int, arguments: tuple[Any, ...], constants: dict[str, Any], late: bool) -> None:
-    """The kernel `entry` of a generated module in so many blocks; its tensors are pointers, descriptors are `Descriptor`s."""
-    language = Language(blocks, late)
+def functions(text: str, language: Language) -> dict[str, Any]:
+    """Those of a generated module, by name, and what it imports."""
     module = ast.parse(text)
     module.body = [node for node in module.body if not isinstance(node, (ast.Import, ast.ImportFrom))]
     names = namespace(language)
-    exec(compile(module, entry, "exec"), names)
-    language.launch(names[entry], *map(_given, arguments), **constants)
+    exec(compile(module, "generated", "exec"), names)
+    return names
+
+
+def run(text: str, entry: str, blocks: int, arguments: tuple[Any, ...], constants: dict[str, Any], late: bool) -> None:
+    """The kernel `entry` of a generated module in so many blocks; its tensors are pointers, descriptors are `Descriptor`s."""
+    language = Language(blocks, late)
+    language.launch(functions(text, language)[entry], *map(_given, arguments), **constants)
 
 
 def _given(x: Any) -> Any:
