@@ -63,7 +63,8 @@ _IN_PAGES = ("decode/pages.py",)
 """The same of the Hopper kernel of decode, over pages."""
 _CHOSEN_HOPPER = ("sparse/kept.py", "sparse/chosen_hopper.py")
 """After them, where pages are chosen."""
-_UNPACKED = ("decode/unpack.py",)
+_PACKED = (
+    "decode/unpack.py", "decode/codes.py", "decode/few_join.py", "decode/few_tiles.py", "decode/few.py", "decode/packed.py")
 """The same where pages are quantised."""
 _INWARD = ("sparse/inward.py",)
 _DECIDES = ("sparse/told.py", "sparse/decide.py", "sparse/consumer.py", "sparse/loader.py")
@@ -119,7 +120,7 @@ def _gluon(spec: AttentionSpec, family: str, layout: Layout | None) -> str:
 
 def _in_pages(layout: Layout) -> tuple[str, ...]:
     """The files that make the Hopper kernel of decode one over pages."""
-    return (*_IN_PAGES, *(_UNPACKED if layout.format != "plain" else ()), *(_CHOSEN_HOPPER if layout.chosen else ()))
+    return (*_IN_PAGES, *(_PACKED if layout.format != "plain" else ()), *(_CHOSEN_HOPPER if layout.chosen else ()))
 
 
 def _module(spec: AttentionSpec, family: str, files: list[Path], head: str, wanted: Sequence[Hook],

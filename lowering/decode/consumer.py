@@ -18,10 +18,10 @@ from .weights import weigh_scores
 @gluon.jit
 def fill_queries(b_q, q, strides, b, x, T, wg: gl.constexpr, D: gl.constexpr, GROUP: gl.constexpr, BLOCK_M: gl.constexpr,
                  BLOCK_T: gl.constexpr):
-    """q[b, h, i, :] of this warpgroup's rows into b_q [64, BLOCK_D]; 0 in rows past the end."""
+    """q[b, h, i, :] of this warpgroup's rows into b_q [M, BLOCK_D]; 0 in rows past the end."""
     W: gl.constexpr = b_q.shape[1]
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // W, W // 8], [4, 1], [1, 0])
-    h, i, m_row = rows_of(x, wg * 64, T, GROUP, BLOCK_M, BLOCK_T, 64, gl.SliceLayout(1, layout))
+    h, i, m_row = rows_of(x, wg * 64, T, GROUP, BLOCK_M, BLOCK_T, b_q.shape[0], gl.SliceLayout(1, layout))
     o_d = gl.arange(0, W, gl.SliceLayout(0, layout))[None, :]
     p = q + b.to(gl.int64) * strides[0] + h.to(gl.int64) * strides[1] + i.to(gl.int64) * strides[2]
     b_q.store(gl.load(p + o_d, mask=m_row & (o_d < D), other=0.0))
@@ -84,12 +84,12 @@ def attend_tiles(b_q, rings, bars, use, first, count, at, lo, hi, span, env, STA
 @gluon.jit
 def finish(wg: gl.constexpr, tensors, acc, lse, part, item, first, parts, T, items, DV: gl.constexpr, GROUP: gl.constexpr,
            BLOCK_M: gl.constexpr, BLOCK_T: gl.constexpr, BLOCK_R: gl.constexpr, ROWS: gl.constexpr):
-    """Stores acc [64, BLOCK_DV], an item or, of one in several parts, a part; the last to come joins them."""
+    """Stores acc [M, BLOCK_DV], an item or, of one in several parts, a part; the last to come joins them."""
     _q, _q_strides, out, out_strides, workspace, counters = tensors
-    WARPGROUPS: gl.constexpr = BLOCK_M // 64
+    WARPGROUPS: gl.constexpr = (BLOCK_M + 63) // 64
     b = item // items
     x = item - b * items
-    h, i, m_row = rows_of(x, wg * 64, T, GROUP, BLOCK_M, BLOCK_T, 64, gl.SliceLayout(1, acc.type.layout))
+    h, i, m_row = rows_of(x, wg * 64, T, GROUP, BLOCK_M, BLOCK_T, acc.shape[0], gl.SliceLayout(1, acc.type.layout))
     if parts == 1:
         store_rows(out, out_strides, acc, b, h, i, m_row, DV)
     else:

@@ -43,16 +43,20 @@ def candidates(spec: AttentionSpec, shape: Shape, machine: Machine, page: int = 
 
 
 def candidates_packed(spec: AttentionSpec, shape: Shape, machine: Machine, format: str, page: int) -> list[Choice]:
-    """The same for quantised pages, `unpack.py`: for one warpgroup of rows, each row of a page with one scale.
+    """The same for quantised pages, `packed.py`: for one warpgroup of rows, each row of a page with one scale.
 
-    As many bytes of packed tiles on their way as of two tiles of 64 keys in 16 bits; two tiles of numbers of q's dtype.
+    As many bytes of packed tiles on their way as of two tiles of 64 keys in 16 bits; two that are being read, or two of numbers
+    of q's dtype.
     """
     if format not in UNPACKED:
         return []
     rows, d, dv = spec.group * shape.queries, padded(shape.head_dim), padded(shape.value_dim)
     whole = all(FORMATS[format].group(dim, keys) == dim for dim, keys in ((shape.head_dim, True), (shape.value_dim, False)))
-    tiles = [(64, min(8, 1024 // (d + dv)))] if whole and rows <= 64 and max(d, dv) <= 128 else []
-    return [_choice(spec, shape, 64, *tile, machine) for tile in tiles if page % tile[0] == 0]
+    if not whole or rows > 64 or max(d, dv) > 128 or page % 64:
+        return []
+    stages = min(8, 1024 // (d + dv))
+    few = rows <= 16 and min(d, dv) >= 32
+    return [_choice(spec, shape, 16, 64, stages + 2, machine) if few else _choice(spec, shape, 64, 64, stages, machine)]
 
 
 def keys_of(block_n: int, width: int) -> int:

@@ -53,9 +53,11 @@ def rows_kept(group: int, choice: Choice) -> int:
 
 
 def registers(choice: Choice, unpacks: bool = False) -> int:
-    """Per thread at the start of the Hopper kernel, of 64 K: a warpgroup for each 64 rows, two that unpack, one for the loading
-    warp."""
-    return 128 if unpacks else 240 if choice.block_m == 64 else REGISTERS
+    """Per thread at the start of the Hopper kernel, of 64 K: a warpgroup for each 64 rows, or two for 16; two that unpack; one
+    for the loading warp."""
+    if choice.block_m == 64:
+        return 128 if unpacks else 240
+    return REGISTERS
 
 
 def launch_hopper(module: ModuleType, group: int, choice: Choice, q: Tensor, k: Tensor | Held, v: Tensor | Held,
@@ -63,7 +65,7 @@ def launch_hopper(module: ModuleType, group: int, choice: Choice, q: Tensor, k: 
     """As `launch`, on Hopper: k and v lie in what TMA can address, q and out have unit strides in their last dim."""
     batch, heads, queries, head_dim = q.shape
     items = -(-group * queries // choice.block_m) * batch * (heads // group)
-    warpgroups = choice.block_m // 64
+    warpgroups = -(-choice.block_m // 64)
     slots = 2 * choice.programs * warpgroups
     workspace = q.new_empty(slots * rows_kept(group, choice) * (v.shape[3] + 1), dtype=torch.float32)
     k_tile, v_tile = tiles(choice, head_dim, v.shape[3]).values()

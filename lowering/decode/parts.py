@@ -39,10 +39,10 @@ def place(workspace, part, nth, wg: gl.constexpr, WARPGROUPS: gl.constexpr, ROWS
 
 @gluon.jit
 def store_part(p, x, lse, m_row, DV: gl.constexpr, ROWS: gl.constexpr):
-    """x [64, BLOCK_DV] and lse [64] into the slot at p, where m_row [64, 1]."""
+    """x [M, BLOCK_DV] and lse [M] into the slot at p, where m_row [M, 1]."""
     layout: gl.constexpr = x.type.layout
     o_d = gl.arange(0, x.shape[1], gl.SliceLayout(0, layout))[None, :]
-    o_r = gl.arange(0, 64, gl.SliceLayout(1, layout))
+    o_r = gl.arange(0, x.shape[0], gl.SliceLayout(1, layout))
     gl.store(p + o_r[:, None] * DV + o_d, x, mask=m_row & (o_d < DV))
     gl.store(p + ROWS * DV + o_r, lse, mask=gl.max(m_row.to(gl.int32), 1) > 0)
 

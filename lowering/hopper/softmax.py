@@ -18,7 +18,7 @@ def exp2(x):
 
 @gluon.jit
 def weigh(a, highest, m, LAG: gl.constexpr = 0.0):
-    """p [M, N], the new maximum m [M], and by what the sums so far shrink [M]; a [M, N], highest [M] = max_j a_j.
+    """p [.., N], the new maximum m [..], and by what the sums so far shrink [..]; a [.., N], highest [..] = max_j a_j.
 
     With SCALE, a and highest are of s. With LAG the maximum stays where it is too small by no more powers of two than that.
     """
@@ -30,7 +30,7 @@ def weigh(a, highest, m, LAG: gl.constexpr = 0.0):
     shift = gl.where(m_new == float("-inf"), 0.0, m_new)
     if SCALE != 0.0:
         a = a * SCALE
-    return exp2(a - shift[:, None]), m_new, exp2(m - shift)
+    return exp2(a - gl.expand_dims(shift, len(a.shape) - 1)), m_new, exp2(m - shift)
 
 
 @gluon.jit

@@ -8,7 +8,7 @@ import torch
 
 from mla_compiler.ir import AttentionSpec
 from mla_compiler.lowering import counters
-from mla_compiler.lowering.choice import Choice
+from mla_compiler.lowering.choice import Choice, padded
 from mla_compiler.lowering.compile import compile_kernel
 from mla_compiler.lowering.held import Layout
 from mla_compiler.lowering.machine import MACHINES
@@ -62,21 +62,42 @@ def test_over_pages_the_loading_warp_has_what_it_needs_in_registers_of_its_own(d
     assert ("griddepcontrol.wait" in kernel.ptx) == chosen              # it may begin before the list is there
 
 
+def quantised(name: str, format: str, dims: tuple[int, int], dtype: torch.dtype, queries: int):
+    spec = AttentionSpec.parse(CASES[name].spec)
+    choice = choose_paged(spec, 16, 8 * spec.group, queries, 8192, *dims, dtype, H100, format, 64)
+    kernel = compile_kernel(spec, choice, *dims, dtype, "sm_90", Layout(format))
+    assert kernel.name == "decode_hopper" and kernel.shared <= H100.shared_memory and kernel.spills == 0
+    if not kernel.sass:
+        pytest.skip("no disassembler")
+    assert "BRA.DIV" not in kernel.sass and not re.search(r"STL|LDL|I2F\.S(8|16)", kernel.sass)
+    return kernel
+
+
 @pytest.mark.parametrize("dims", [(64, 64), (80, 80), (128, 64), (128, 128)], ids=str)
 @pytest.mark.parametrize("format", ["int8", "fp8"])
-def test_quantised_pages_are_unpacked_without_spills_and_slow_conversions(format, dims):
-    spec = AttentionSpec.parse(CASES["live length"].spec)
-    for dtype in (torch.float16, torch.bfloat16):
-        choice = choose_paged(spec, 16, 8 * spec.group, 1, 8192, *dims, dtype, H100, format, 64)
-        kernel = compile_kernel(spec, choice, *dims, dtype, "sm_90", Layout(format))
-        assert kernel.name == "decode_hopper" and kernel.shared <= H100.shared_memory and kernel.spills == 0
-        if kernel.sass:
-            assert "BRA.DIV" not in kernel.sass and not re.search(r"STL|LDL|I2F\.S(8|16)", kernel.sass)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_quantised_pages_are_unpacked_without_spills_and_slow_conversions(format, dims, dtype):
+    assert "HGMMA" in quantised("live length", format, dims, dtype, 17).sass
+
+
+@pytest.mark.parametrize("dims", [(32, 64), (64, 64), (80, 80), (128, 64), (128, 128)], ids=str)
+@pytest.mark.parametrize("format", ["int8", "fp8"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_codes_become_numbers_in_the_registers_that_multiply(format, dims, dtype):
+    """From `ldmatrix` to the product nothing goes through shared memory, and a number takes 2.7 instructions at most."""
+    kernel = quantised("live length", format, dims, dtype, 1)
+    pieces = [piece for piece in re.split(r"\n\.L_\w+:", kernel.sass) if "HMMA.16816" in piece]
+    assert len(pieces) == 4 and "HGMMA" not in kernel.sass                                  # two groups: scores, then values
+    assert not any(re.search(r"STS|SHFL\.IDX", piece) for piece in pieces)
+    work = r"\b(?:PRMT|LOP3|HADD2|HFMA2|F2FP|SHF|I2F)\b"
+    numbers = 2 * (padded(dims[0]) + padded(dims[1])) * 64 // 128                           # of a thread, in both groups
+    assert sum(len(re.findall(work, piece)) for piece in pieces) <= 2.7 * numbers
 
 
 @pytest.mark.parametrize("name", ["full", "window", "sinks", "softcap"])
 def test_every_hull_compiles(name):
     assert kernel_of(name).name == "decode_hopper"
+    assert quantised(name, "int8", (128, 128), torch.bfloat16, 1).name == "decode_hopper"
 
 
 def test_one_atomic_counts_the_parts_that_have_arrived():

@@ -18,7 +18,9 @@ from tests.pool.test_bounds import problem
 
 from .attentions import CASES
 from .cases import Case, errors
-from .gluon.memory import Descriptor
+from .gluon.language import Language
+from .gluon.memory import Descriptor, tensor
+from .gluon.run import functions
 from .gluon.run import run as run_kernel
 
 FAMILY = "decode_hopper"
@@ -63,7 +65,9 @@ def ran(case: Case, late: bool) -> tuple[float, float, bool]:
 
 def check(interpreted, case: Case, programs: int, block_n: int = 64, stages: int = 2, late: bool = True) -> None:
     rows = AttentionSpec.parse(case.spec).group * case.queries
-    choice = Choice(FAMILY, 64 if rows <= 64 else 128, block_n, 4, stages, programs=programs, block_b=batch_block(case.batch),
+    few = case.format != "plain" and rows <= 16
+    block_m = 16 if few else 64 if rows <= 64 else 128
+    choice = Choice(FAMILY, block_m, block_n, 4, stages, programs=programs, block_b=batch_block(case.batch),
                     block_t=power(case.queries), block_r=min(4, power(rows)))
     error, formula, clean = interpreted(ran, case.but(choice=choice), late)
     assert clean
@@ -152,10 +156,11 @@ def test_what_takes_its_place_reads_chosen_pages_in_tiles_that_divide_them(page)
 
 @pytest.mark.parametrize("late", [True, False])
 @pytest.mark.parametrize("format", ["int8", "fp8"])
+@pytest.mark.parametrize("block_m", [16, 64])
 @pytest.mark.parametrize("name", ["a quarter", "three queries", "two chunks"])
-def test_chosen_quantised_pages(interpreted, name, format, late):
-    arguments = CHOSEN[name] | {"format": format}
-    choice = Choice(FAMILY, 64, 16, 4, 8, programs=5, block_b=16, block_t=power(arguments.get("queries", 1)), block_r=4)
+def test_chosen_quantised_pages(interpreted, name, block_m, format, late):
+    arguments = CHOSEN[name] | {"format": format, "dtype": torch.float16}
+    choice = Choice(FAMILY, block_m, 16, 4, 8, programs=5, block_b=16, block_t=power(arguments.get("queries", 1)), block_r=4)
     error, formula = interpreted(chosen_pages, arguments, choice, late)
     assert error <= 2 * formula
 
@@ -168,8 +173,24 @@ def test_quantised_pages(interpreted, programs, format, late):
     check(interpreted, SINKS.but(page=64, keys=704, format=format, dtype=torch.float16), programs, late=late, stages=3)
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("format", ["int8", "fp8"])
+def test_every_code_becomes_its_number(format, kind):
+    """Of all 256 beside each other and in each place of a register, those of the even and of the odd channels."""
+    code = torch.arange(256)
+    codes = torch.stack([code, code + 1, 3 * code + 77]).to(torch.uint8)
+    stored = codes.view(torch.float8_e4m3fn) if format == "fp8" else codes.view(torch.int8)
+    names = functions(codegen.source(AttentionSpec.parse(SINKS.spec), FAMILY, Layout(format)), Language(1, True))
+    for odd in (False, True):
+        found = names["numbers_of"](tensor(codes.view(torch.int16)), odd, kind)
+        assert found.dtype == kind
+        torch.testing.assert_close(torch.Tensor(found.float()), stored.float()[:, odd::2], rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("format", ["int8", "fp8"])
 @pytest.mark.parametrize("name", ["causal, aligned to the end", "window", "live length"])
-def test_every_hull_over_quantised_pages(interpreted, name, format):
+@pytest.mark.parametrize("queries", [1, 20])
+def test_every_hull_over_quantised_pages(interpreted, name, queries, format):
+    """Few rows, whose numbers are in registers, and many."""
     keys = 384 if "n0" not in CASES[name].spec else -(-CASES[name].keys // 64) * 64
-    check(interpreted, CASES[name].but(queries=5, keys=keys, page=64, format=format, dtype=torch.float16), 6, 64, 4)
+    check(interpreted, CASES[name].but(queries=queries, keys=keys, page=64, format=format, dtype=torch.float16), 6, 64, 4)

@@ -89,8 +89,15 @@ def test_on_hopper_a_tile_of_a_step_lies_in_one_page(page, dim):
 
 @pytest.mark.parametrize("format", ["int8", "fp8"])
 @pytest.mark.parametrize(
-    "changes", [{}, {"page": 128}, {"dim": 64}, {"queries": 16}, {"dtype": torch.float16}, {"chosen": True}], ids=str)
-def test_on_hopper_quantised_tiles_are_unpacked_in_shared_memory(changes, format):
+    "changes", [{}, {"page": 128}, {"dim": 64}, {"queries": 4}, {"dtype": torch.float16}, {"chosen": True}], ids=str)
+def test_on_hopper_quantised_tiles_of_16_rows_become_numbers_in_registers(changes, format):
+    choice = paged(format=format, **changes)
+    assert choice.family == "decode_hopper" and choice.block_n == 64 and choice.block_m == 16
+
+
+@pytest.mark.parametrize("format", ["int8", "fp8"])
+@pytest.mark.parametrize("changes", [{"queries": 5}, {"queries": 16}, {"dim": 16}], ids=str)
+def test_on_hopper_other_quantised_tiles_are_unpacked_in_shared_memory(changes, format):
     choice = paged(format=format, **changes)
     assert choice.family == "decode_hopper" and choice.block_n == 64 and choice.block_m == 64
 

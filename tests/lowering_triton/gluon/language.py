@@ -109,6 +109,8 @@ class Language(Tensors):
             parts = [x.contiguous().view(torch.int32).flatten() for x in given]
         else:
             parts = [x.reshape(-1, pack)[:, at].contiguous() for x in given for at in range(pack)] if pack > 1 else given
+        if dtype.itemsize * pack == 4 and pack > 1:                             # and comes out so
+            return tensor(ptx(text, parts)[0].as_subclass(torch.Tensor).view(dtype).reshape(given[0].shape))
         found = [floats(x) if dtype == torch.float32 else bits(x) for x in ptx(text, parts, pack)]
         return tensor(torch.stack(found, -1).reshape(given[0].shape) if pack > 1 else found[0])
 

@@ -65,6 +65,12 @@ def _packed(high: torch.Tensor, low: torch.Tensor, dtype: torch.dtype) -> torch.
     return torch.stack([low, high], -1).to(dtype).view(torch.int32).squeeze(-1)
 
 
+def _less(x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Two numbers less two."""
+    x, y = torch.broadcast_tensors(x, y)
+    return (x.contiguous().view(dtype) - y.contiguous().view(dtype)).view(torch.int32)
+
+
 def _from_e4m3(x: torch.Tensor) -> torch.Tensor:
     """Two codes as two float16."""
     high, low = (((x >> shift) & 0xFF).to(torch.uint8).view(torch.float8_e4m3fn).float() for shift in (8, 0))
@@ -86,6 +92,9 @@ _INSTRUCTIONS = {
     "shr.s32": lambda x, y: bits(x) >> y,
     "lop3.b32": _select,
     "xor.b32": lambda x, y: x ^ y,
+    "and.b32": lambda x, y: x & y,
+    "sub.bf16x2": lambda x, y: _less(x, y, torch.bfloat16),
+    "sub.f16x2": lambda x, y: _less(x, y, torch.float16),
     "prmt.b32": lambda x, y, selector: _permuted(x, int(y), int(selector)),
     "cvt.rn.bf16x2.f32": lambda x, y: _packed(x, y, torch.bfloat16),
     "cvt.rn.f16x2.f32": lambda x, y: _packed(x, y, torch.float16),

@@ -98,6 +98,7 @@ def namespace(language: Language) -> dict[str, Any]:
         "gl": language, "gluon": SimpleNamespace(jit=identity), "constexpr_function": identity, "range": count,
         "tl": SimpleNamespace(debug_barrier=lambda: None, PropagateNan=SimpleNamespace(ALL=None), constexpr=language.constexpr),
         "fence_async_shared": lambda: None, "gdc_launch_dependents": lambda: None, "gdc_wait": lambda: None,
+        "mma_v2": lambda a, b, acc: Product(a, Shared(b), acc, False).get(),
         "warpgroup_mma": product, "warpgroup_mma_wait": lambda pendings, found: found[0].get(),
         "mbarrier": SimpleNamespace(
             MBarrierLayout=lambda: "mbarrier", init=init, wait=wait, arrive=arrive,
@@ -109,14 +110,19 @@ def namespace(language: Language) -> dict[str, Any]:
     }
 
 
-def run(text: str, entry: str, blocks: int, arguments: tuple[Any, ...], constants: dict[str, Any], late: bool) -> None:
-    """The kernel `entry` of a generated module in so many blocks; its tensors are pointers, descriptors are `Descriptor`s."""
-    language = Language(blocks, late)
+def functions(text: str, language: Language) -> dict[str, Any]:
+    """Those of a generated module, by name, and what it imports."""
     module = ast.parse(text)
     module.body = [node for node in module.body if not isinstance(node, (ast.Import, ast.ImportFrom))]
     names = namespace(language)
-    exec(compile(module, entry, "exec"), names)
-    language.launch(names[entry], *map(_given, arguments), **constants)
+    exec(compile(module, "generated", "exec"), names)
+    return names
+
+
+def run(text: str, entry: str, blocks: int, arguments: tuple[Any, ...], constants: dict[str, Any], late: bool) -> None:
+    """The kernel `entry` of a generated module in so many blocks; its tensors are pointers, descriptors are `Descriptor`s."""
+    language = Language(blocks, late)
+    language.launch(functions(text, language)[entry], *map(_given, arguments), **constants)
 
 
 def _given(x: Any) -> Any:
