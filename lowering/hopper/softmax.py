@@ -17,8 +17,9 @@ def exp2(x):
 
 
 @gluon.jit
-def weigh(a, highest, m, LAG: gl.constexpr = 0.0):
-    """p [M, N], the new maximum m [M], and by what the sums so far shrink [M]; a [M, N], highest [M] = max_j a_j.
+def weigh(a, highest, m, LAG: gl.constexpr = 0.0, AXIS: gl.constexpr = 1):
+    """p [M, N], the new maximum m [M], and by what the sums so far shrink [M]; a [M, N], highest [M] = max_j a_j. With AXIS 0
+    a and p are [N, M].
 
     With SCALE, a and highest are of s. With LAG the maximum stays where it is too small by no more powers of two than that.
     """
@@ -30,7 +31,7 @@ def weigh(a, highest, m, LAG: gl.constexpr = 0.0):
     shift = gl.where(m_new == float("-inf"), 0.0, m_new)
     if SCALE != 0.0:
         a = a * SCALE
-    return exp2(a - shift[:, None]), m_new, exp2(m - shift)
+    return exp2(a - gl.expand_dims(shift, AXIS)), m_new, exp2(m - shift)
 
 
 @gluon.jit

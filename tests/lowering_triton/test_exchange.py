@@ -53,12 +53,14 @@ def errors(case: Case, exponent: int = 0) -> tuple[float, float]:
     return max(found), max(formula, best.abs().max().item() * torch.finfo(case.dtype).eps)
 
 
-def check(interpreted, case: Case, programs: int, splits: int = 1, exponent: int = 0) -> None:
+def check(interpreted, case: Case, programs: int, splits: int = 1, exponent: int = 0, narrow: bool = False) -> None:
     """`programs` that share a line; 0: each item in `splits` parts."""
     family = "tokens_exchange" if case.chosen else "packed_exchange" if case.packed else "mla_exchange"
+    family = exchange_launch.family_of("mla", case.heads, case.queries) if narrow else family
     power = lambda n: 1 << (n - 1).bit_length()  # noqa: E731
     block_b, block_t = (1, 1) if case.chosen else (power(case.batch), power(case.queries))
-    choice = Choice(family, 64, 64, 4, 2, splits, programs=programs, block_b=block_b, block_t=block_t)
+    choice = replace(exchange_launch.whole(family, case.heads, case.queries), kv_splits=splits, programs=programs,
+                     block_b=block_b, block_t=block_t)
     error, formula = interpreted(errors, case.but(choice=choice), exponent)
     assert error <= 2 * formula, (error, formula, case, choice)
 

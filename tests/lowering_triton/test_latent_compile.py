@@ -116,7 +116,7 @@ def test_other_dims(dims):
 
 
 @pytest.mark.parametrize("layout, chosen, family", [
-    ("contiguous", 0, "mla_exchange"), ("one buffer", 0, "mla_exchange"), ("strided", 0, "mla"),
+    ("contiguous", 0, "mla_narrow"), ("one buffer", 0, "mla_narrow"), ("strided", 0, "mla"),
     ("one buffer", 9, "tokens_exchange"), ("strided", 9, "tokens"),
 ])
 def test_what_tma_cannot_address_takes_the_plain_kernel(layout, chosen, family):
