@@ -30,8 +30,9 @@ READY = gl.constexpr(0)
 
 
 @gluon.jit
-def scores_of_keys(queries, rings, bars, z, phase, layout: gl.constexpr):
-    """s [N, M] of the tile in slot z, whose rope part is left."""
+def scores_of_keys(queries, rings, bars, z, zero, phase, layout: gl.constexpr):
+    """s [N, M] of the tile in slot z, whose rope part is left. `zero`: so that nobody keeps where each piece of the queries lies
+    in registers from tile to tile."""
     left, rope, right = rings
     N: gl.constexpr = left.shape[2]
     HALF: gl.constexpr = left.shape[3]
@@ -39,12 +40,12 @@ def scores_of_keys(queries, rings, bars, z, phase, layout: gl.constexpr):
     M: gl.constexpr = queries[0].shape[2] * queries[0].shape[3]
     s = gl.zeros([N, M], gl.float32, layout)
     mbarrier.wait(bars[0].index(z), phase)
-    b_q = queries[0].index(0).reshape([M, HALF]).permute([1, 0])                               # [HALF, M]
+    b_q = queries[0].index(zero).reshape([M, HALF]).permute([1, 0])                               # [HALF, M]
     s = warpgroup_mma(flat(left, z), b_q, s, use_acc=False, is_async=True)
     mbarrier.wait(bars[0].index(2 + z), phase)
     s = warpgroup_mma(flat(rope, z), queries[1].reshape([M, P]).permute([1, 0]), s, is_async=True)
     mbarrier.wait(bars[0].index(4 + z), phase)
-    b_q = queries[0].index(1).reshape([M, HALF]).permute([1, 0])
+    b_q = queries[0].index(1 + zero).reshape([M, HALF]).permute([1, 0])
     s = warpgroup_mma_wait(0, [warpgroup_mma(flat(right, z), b_q, s, is_async=True)])
     mbarrier.arrive(bars[1].index(2 + z))
     return s
@@ -119,7 +120,7 @@ def attend(queries, rings, bars, b_p, message, sizes, env, to, BLOCK_H: gl.const
             z = t % 2
             phase = (gl.where(z == 0, evens, odds) + t // 2) % 2
             j0 = first + (count - 1 - t) * N
-            s = scores_of_keys(queries, rings, bars, z, phase, layout)
+            s = scores_of_keys(queries, rings, bars, z, t >> 24, phase, layout)
             p, m, shrink = weights_of_keys(s, m, j0 + o_j, j0, rows, bounds, env)
             l = l * shrink[None, :] + p
             b_p.store(gl.permute(p.to(b_p.dtype), [1, 0]))
