@@ -31,7 +31,7 @@ READY = gl.constexpr(0)
 
 @gluon.jit
 def scores_of_keys(queries, rings, bars, z, zero, phase, layout: gl.constexpr):
-    """s [N, M] of the tile in slot z, whose rope part is left. `zero`: so that nobody keeps where each piece of the queries lies
+    """s [N, M] of the tile in slot z, whose rope part is left. `zero`: so that where the pieces of the queries lie is not kept
     in registers from tile to tile."""
     left, rope, right = rings
     N: gl.constexpr = left.shape[2]
