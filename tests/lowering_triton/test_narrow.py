@@ -16,8 +16,13 @@ check = partial(test_exchange.check, narrow=True)
 @pytest.mark.parametrize("name", HULLS)
 @pytest.mark.parametrize("programs, splits", [(0, 1), (0, 3), (1, 1), (5, 1)])
 def test_dense(interpreted, name, programs, splits):
-    """NaN lies beyond the keys."""
     check(interpreted, HULLS[name].but(**SMALL, keys=500), programs, splits)
+
+
+@pytest.mark.parametrize("name", ["live length", "window"])
+@pytest.mark.parametrize("programs, splits", [(0, 1), (0, 3), (5, 1)])
+def test_what_no_row_sees_may_be_nan(interpreted, name, programs, splits):
+    check(interpreted, HULLS[name].but(**SMALL, keys=500), programs, splits, poisoned=True)
 
 
 @pytest.mark.parametrize("exponent", [-30, 100])
