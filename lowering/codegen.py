@@ -23,7 +23,7 @@ from .printed import ACCOUNT, LIST, LOG2E, PART, Hook, chosen, decides, hooks, n
 
 FAMILIES = (
     "prefill", "decode", "mla", "tokens", "promise", "estimate", "lsh", "mass", "hopper", "decode_hopper", "mla_exchange",
-    "packed_exchange", "tokens_exchange", "bounded",
+    "packed_exchange", "tokens_exchange", "mla_narrow", "bounded",
 )
 PAGED = ("prefill", "decode", "decode_hopper", "bounded")
 _JIT_END = "])"
@@ -40,9 +40,10 @@ _BODY = {
     "mass": (*_DENSE, "packed.py", "sparse/mass.py"),
     "bounded": (*_DENSE, "packed.py", "sparse/kept.py", "sparse/bounded.py"),
 }
-_EXCHANGE = (
-    "hopper/tiles.py", "hopper/softmax.py", "hopper/rescale.py", "mla/rows.py", "mla/line.py", "mla/task.py", "mla/steps.py",
-    "mla/finish.py", "mla/memory.py", "mla/exchange.py")
+_LATENTS = (
+    "hopper/tiles.py", "hopper/softmax.py", "mla/rows.py", "mla/line.py", "mla/task.py", "mla/steps.py", "mla/finish.py",
+    "mla/memory.py")
+_EXCHANGE = ("hopper/rescale.py", *_LATENTS, "mla/exchange.py")
 _GLUON = {
     "hopper": (
         "hopper/tiles.py", "hopper/rings.py", "hopper/softmax.py", "hopper/messages.py", "hopper/classed.py",
@@ -51,9 +52,10 @@ _GLUON = {
     "decode_hopper": (
         "hopper/tiles.py", "hopper/rings.py", "hopper/softmax.py", "decode/weights.py", "decode/balance.py",
         "decode/early.py", "decode/parts.py", "decode/consumer.py", "decode/hopper.py"),
-    "mla_exchange": (*_EXCHANGE, "mla/copies.py", "mla/hopper_exchange.py"),
+    "mla_exchange": (*_EXCHANGE, "mla/copies.py", "mla/loader.py", "mla/hopper_exchange.py"),
     "packed_exchange": (*_EXCHANGE, "mla/copies.py", "mla/packed_exchange.py"),
     "tokens_exchange": (*_EXCHANGE, "tokens/exchange.py"),
+    "mla_narrow": (*_LATENTS, "mla/narrow.py", "mla/copies.py", "mla/loader.py", "mla/hopper_narrow.py"),
 }
 _SCANS = {"": (), "threshold": ("sparse/scan.py",), "list": ("sparse/scan.py", "sparse/listed.py")}
 """What takes the place of `scan` in a kernel that leaves tiles out."""
@@ -109,7 +111,7 @@ def _gluon(spec: AttentionSpec, family: str, layout: Layout | None) -> str:
                       "BUDGET": spec.sparsity.policy == "error_budget"}
     else:
         wanted = [hook for hook in wanted if hook.name not in ("residue", "tile_class")]
-    if family.endswith("exchange"):
+    if _LATENTS[-1] in _GLUON[family]:
         flags["CHOSEN"] = family.startswith("tokens")
     if layout is not None:
         flags |= {"PAGE": layout.page, "FORMAT": repr(layout.format)}

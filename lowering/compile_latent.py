@@ -15,7 +15,7 @@ def compile_latent(
     spec: AttentionSpec, choice: Choice, rank: int, width: int, dtype: torch.dtype, arch: str = DEFAULT_ARCH,
     paged: bool = False, heads: int = 128, packed: bool = False,
 ) -> CompiledKernel:
-    """One kernel of attend_latent for one architecture: families mla, tokens, and of Hopper those with _exchange."""
+    """One kernel of attend_latent for one architecture: families mla, tokens, and those of Hopper."""
     from . import modules
 
     machine_named(arch)
@@ -30,7 +30,7 @@ def compile_latent(
             box = [1] * ((4 if name in ("q_latent", "q_rope", "out") else 3) - len(tile)) + list(tile)
             types[name] = tma.tile_type(kind.removeprefix("*"), box, dtype)
         types["workspace"] = tma.tile_type(kind.removeprefix("*"), list(exchange.part(choice, heads, 1, rank)), dtype)
-        constants, registers = exchange.constants(choice, heads, rank, width, paged), tma.REGISTERS
+        constants, registers = exchange.constants(choice, heads, rank, width, paged), exchange.registers(choice)
         constants |= {} if choice.programs else {"cuts": None}
         constants |= {} if choice.programs or choice.kv_splits > 1 else {"workspace": None, "lse": None}
     else:

@@ -109,7 +109,8 @@ def configurations(
         return plain
     batch, heads, queries, _ = q_latent
     family = "packed" if packed else family
-    return (*exchange.candidates(spec, f"{family}_exchange", (batch, heads, queries), shape, machine), plain[0])
+    family = exchange.family_of(family, heads, queries)
+    return (*exchange.candidates(spec, family, (batch, heads, queries), shape, machine), plain[0])
 
 
 def shape_for(q_latent: tuple[int, ...], keys: int, rope: int, tokens: int | None, itemsize: int, packed: bool) -> Shape:
@@ -183,13 +184,13 @@ def _exchange(spec: AttentionSpec, choice: Choice, given: Latents, operands: lis
     kernel = getattr(gpu.kernel(spec, choice.family), choice.family)
     with torch.cuda.device_of(out):
         kernel[choice.programs or choice.kv_splits * lanes * shape.items,](
-            *arguments, **fixed, num_warps=choice.warps, maxnreg=tma.REGISTERS, launch_pdl=True)
+            *arguments, **fixed, num_warps=choice.warps, maxnreg=exchange.registers(choice), launch_pdl=True)
         if workspace is not None:
             splits = choice.kv_splits if workspace.cuts is None else max(LINE_PARTS, choice.programs // lanes // shape.items)
             block_h = exchange.box(choice, heads)
-            rows = exchange.ROWS * lanes if lanes > 1 or given.tokens is not None else block_h * queries
+            rows = choice.block_m * lanes if lanes > 1 or given.tokens is not None else block_h * queries
             chosen = given.tokens is not None
-            _merge(workspace, out, shape.items, exchange.ROWS * lanes, rows, splits, block_h, chosen)
+            _merge(workspace, out, shape.items, choice.block_m * lanes, rows, splits, block_h, chosen)
 
 
 def _or_none(x: Tensor | None, dims: int) -> list[Any]:
@@ -206,7 +207,8 @@ def _merge(workspace: Workspace, out: Tensor, items: int, rows: int, count: int,
     block_p, warps = merging(splits, rank)
     arguments = (workspace.parts, workspace.lse, workspace.cuts, out, out.stride(), rows, count, heads, queries, splits)
     start(merge, (items * count,), arguments,
-          {"R": rank, "BLOCK_R": padded(rank), "BLOCK_P": block_p, "BLOCK_H": block_h, "CHOSEN": chosen, "EARLY": early}, warps, 3, out.device.index, **({"launch_pdl": True} if early else {}))
+          {"R": rank, "BLOCK_R": padded(rank), "BLOCK_P": block_p, "BLOCK_H": block_h, "CHOSEN": chosen, "EARLY": early},
+          warps, 3, out.device.index, **({"launch_pdl": True} if early else {}))
 
 
 def _with_strides(*tensors: Tensor) -> list[Any]:

@@ -17,10 +17,11 @@ def exp2(x):
 
 
 @gluon.jit
-def weigh(a, highest, m, LAG: gl.constexpr = 0.0):
+def weigh(a, highest, m, LAG: gl.constexpr = 0.0, AXIS: gl.constexpr = -1):
     """p [.., N], the new maximum m [..], and by what the sums so far shrink [..]; a [.., N], highest [..] = max_j a_j.
 
-    With SCALE, a and highest are of s. With LAG the maximum stays where it is too small by no more powers of two than that.
+    AXIS: that of the keys, where it is not the last. With SCALE, a and highest are of s. With LAG the maximum stays where it is
+    too small by no more powers of two than that.
     """
     if SCALE != 0.0:
         highest = highest * SCALE
@@ -30,7 +31,7 @@ def weigh(a, highest, m, LAG: gl.constexpr = 0.0):
     shift = gl.where(m_new == float("-inf"), 0.0, m_new)
     if SCALE != 0.0:
         a = a * SCALE
-    return exp2(a - gl.expand_dims(shift, len(a.shape) - 1)), m_new, exp2(m - shift)
+    return exp2(a - gl.expand_dims(shift, AXIS % len(a.shape))), m_new, exp2(m - shift)
 
 
 @gluon.jit

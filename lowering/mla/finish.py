@@ -13,7 +13,7 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 
 from ..hooks import HAS_SINK, sink
 from ..hopper.softmax import join_sink
-from .rows import ROWS, lane_of, rows_at, told
+from .rows import lane_of, rows_at, told
 
 DONE = gl.constexpr(7)
 FREE = gl.constexpr(9)
@@ -34,36 +34,62 @@ def normaliser(w: gl.constexpr, m, l, place, message, small, bars, turn, sizes, 
         matrix: gl.constexpr = layout.parent
         h, i, _m_row = rows_at(h0, i0, sizes, BLOCK_H, matrix)
         a = gl.max(sink(b, h, i, env) + gl.zeros([64, 1], gl.float32, matrix), 1)
-        m, l, shrink = join_sink(m, l, gl.where(told(message, 10) == 0, a, float("-inf")))
-        scale = shrink / gl.where(l == 0.0, 1.0, l)
+        m, l, scale = with_sink(m, l, a, message)
     return m, l, scale
+
+
+@gluon.jit
+def with_sink(m, l, a, message):
+    """m, l and the factor of the sums [M], with the sink of logit a [M], which goes with part 0."""
+    m, l, shrink = join_sink(m, l, gl.where(told(message, 10) == 0, a, float("-inf")))
+    return m, l, shrink / gl.where(l == 0.0, 1.0, l)
+
+
+@gluon.jit
+def row_of(slot, sizes, M: gl.constexpr, BLOCK_H: gl.constexpr):
+    """Where the rows of this block lie in a slot of the workspace."""
+    lane, lanes = lane_of(sizes, BLOCK_H)
+    return (slot * lanes + lane) * M
+
+
+@gluon.jit
+def leave(w: gl.constexpr, x, place, slot, queries, sizes, to, BLOCK_H: gl.constexpr):
+    """Columns w * HALF and on of results x [M, HALF] are on their way to `out` or to a slot."""
+    out, workspace, _lse, _cuts = to
+    M: gl.constexpr = x.shape[0]
+    HALF: gl.constexpr = x.shape[1]
+    b, h0, i0 = place
+    if slot < 0:
+        queries[0].index(w).reshape([M, HALF]).store(x.to(out.dtype))
+        fence_async_shared()
+        tma.async_copy_shared_to_global(out, [b, i0, h0, w * HALF], queries[0].index(w))
+    if workspace is not None:  # noqa: SIM102 (one is of the compiler, one of the launch)
+        if slot >= 0:
+            room = queries[0].index(w).reshape([M, HALF])._reinterpret(queries[0].dtype, [M, HALF], workspace.layout)
+            room.store(x.to(room.dtype))
+            fence_async_shared()
+            at = row_of(slot, sizes, M, BLOCK_H)
+            tma.async_copy_shared_to_global(workspace, [at, w * HALF], room.slice(0, workspace.block_type.shape[0], 0))
+
+
+@gluon.jit
+def note_lse(m, l, slot, sizes, to, BLOCK_H: gl.constexpr):
+    """The log2-sum-exp [M] of the rows of a part."""
+    if to[1] is not None:  # noqa: SIM102 (one is of the compiler, one of the launch)
+        if slot >= 0:
+            at = row_of(slot, sizes, m.shape[0], BLOCK_H)
+            gl.store(to[2] + at + gl.arange(0, m.shape[0], m.type.layout), m + gl.log2(l))
 
 
 @gluon.jit
 def finish(w: gl.constexpr, acc, m, l, place, message, queries, small, bars, turn, sizes, env, to,
            R: gl.constexpr, BLOCK_H: gl.constexpr):
     """Stores columns w * HALF and on of sums acc [64, HALF], whose rows have the maximum m [64] and the denominator l [64]."""
-    out, workspace, lse, _cuts = to
-    HALF: gl.constexpr = acc.shape[1]
     layout: gl.constexpr = acc.type.layout
     m, l, scale = normaliser(w, m, l, place, message, small, bars, turn, sizes, env, BLOCK_H)
-    acc = acc * gl.convert_layout(scale, gl.SliceLayout(1, layout))[:, None]
-    b, h0, i0 = place
     slot = told(message, 9)
-    if slot < 0:
-        queries[0].index(w).reshape([ROWS, HALF]).store(acc.to(out.dtype))
-        fence_async_shared()
-        tma.async_copy_shared_to_global(out, [b, i0, h0, w * HALF], queries[0].index(w))
-        tma.store_wait(0)
-    if workspace is not None:  # noqa: SIM102 (one is of the compiler, one of the launch)
-        if slot >= 0:
-            lane, lanes = lane_of(sizes, BLOCK_H)
-            at = (slot * lanes + lane) * ROWS
-            room = queries[0].index(w).reshape([ROWS, HALF])._reinterpret(queries[0].dtype, [ROWS, HALF], workspace.layout)
-            room.store(acc.to(room.dtype))
-            fence_async_shared()
-            tma.async_copy_shared_to_global(workspace, [at, w * HALF], room.slice(0, workspace.block_type.shape[0], 0))
-            tma.store_wait(0)
-            if w == 0:
-                gl.store(lse + at + gl.arange(0, ROWS, m.type.layout), m + gl.log2(l))
+    leave(w, acc * gl.convert_layout(scale, gl.SliceLayout(1, layout))[:, None], place, slot, queries, sizes, to, BLOCK_H)
+    if w == 0:
+        note_lse(m, l, slot, sizes, to, BLOCK_H)
+    tma.store_wait(0)
     mbarrier.arrive(bars[2].index(FREE))

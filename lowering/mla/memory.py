@@ -22,22 +22,18 @@ def pieces(kind: gl.constexpr, N: gl.constexpr, HALF: gl.constexpr, BLOCK_P: gl.
 
 
 @gluon.jit
-def common(kind: gl.constexpr, N: gl.constexpr, HALF: gl.constexpr, BLOCK_P: gl.constexpr, BLOCK_H: gl.constexpr,
-           ARRIVALS: gl.constexpr):
-    """Queries in left and right columns, and rope; barriers; weights of even and of odd tiles; statistics; messages.
+def room_for_queries(kind: gl.constexpr, HALF: gl.constexpr, BLOCK_P: gl.constexpr, M: gl.constexpr,
+                     BLOCK_H: gl.constexpr):
+    """Of M queries: left and right columns, and rope."""
+    half: gl.constexpr = gl.NVMMASharedLayout.get_default_for([1, M // BLOCK_H, BLOCK_H, HALF], kind)
+    rest: gl.constexpr = gl.NVMMASharedLayout.get_default_for([1, M // BLOCK_H, BLOCK_H, BLOCK_P], kind)
+    return (gl.allocate_shared_memory(kind, [2, 1, M // BLOCK_H, BLOCK_H, HALF], half),
+            gl.allocate_shared_memory(kind, [1, M // BLOCK_H, BLOCK_H, BLOCK_P], rest))
 
-    The weights of odd tiles lie where the rope part of the queries was, N = BLOCK_P. The block may be here before the kernel
-    ahead of it has ended: nothing is read until it has.
-    """
-    half: gl.constexpr = gl.NVMMASharedLayout.get_default_for([1, ROWS // BLOCK_H, BLOCK_H, HALF], kind)
-    rest: gl.constexpr = gl.NVMMASharedLayout.get_default_for([1, ROWS // BLOCK_H, BLOCK_H, BLOCK_P], kind)
-    square: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, N], kind)
-    plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    queries = (gl.allocate_shared_memory(kind, [2, 1, ROWS // BLOCK_H, BLOCK_H, HALF], half),
-               gl.allocate_shared_memory(kind, [1, ROWS // BLOCK_H, BLOCK_H, BLOCK_P], rest))
-    b_p = (gl.allocate_shared_memory(kind, [ROWS, N], square), queries[1].reshape([ROWS, BLOCK_P]))
-    small = gl.allocate_shared_memory(gl.float32, [6, ROWS], plain)
-    message = gl.allocate_shared_memory(gl.int32, [FIELDS, 1], plain)
+
+@gluon.jit
+def barriers(ARRIVALS: gl.constexpr, READERS: gl.constexpr):
+    """full, where a piece has ARRIVALS, empty, and those between the warps; READERS are told of an item."""
     full = gl.allocate_shared_memory(gl.int64, [8, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [8, 1], mbarrier.MBarrierLayout())
     between = gl.allocate_shared_memory(gl.int64, [16, 1], mbarrier.MBarrierLayout())
@@ -47,10 +43,28 @@ def common(kind: gl.constexpr, N: gl.constexpr, HALF: gl.constexpr, BLOCK_P: gl.
     for at in gl.static_range(1, FREE):
         mbarrier.init(between.index(at), count=1)
     mbarrier.init(between.index(READY), count=2)
-    mbarrier.init(between.index(FREE), count=2)
+    mbarrier.init(between.index(FREE), count=READERS)
+    return full, empty, between
+
+
+@gluon.jit
+def common(kind: gl.constexpr, N: gl.constexpr, HALF: gl.constexpr, BLOCK_P: gl.constexpr, BLOCK_H: gl.constexpr,
+           ARRIVALS: gl.constexpr):
+    """Queries in left and right columns, and rope; barriers; weights of even and of odd tiles; statistics; messages.
+
+    The weights of odd tiles lie where the rope part of the queries was, N = BLOCK_P. The block may be here before the kernel
+    ahead of it has ended: nothing is read until it has.
+    """
+    square: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, N], kind)
+    plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    queries = room_for_queries(kind, HALF, BLOCK_P, ROWS, BLOCK_H)
+    b_p = (gl.allocate_shared_memory(kind, [ROWS, N], square), queries[1].reshape([ROWS, BLOCK_P]))
+    small = gl.allocate_shared_memory(gl.float32, [6, ROWS], plain)
+    message = gl.allocate_shared_memory(gl.int32, [FIELDS, 1], plain)
+    bars = barriers(ARRIVALS, 2)
     fence_async_shared()
     gdc_wait()
-    return queries, (full, empty, between), b_p, small, message
+    return queries, bars, b_p, small, message
 
 
 @gluon.jit

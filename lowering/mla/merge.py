@@ -2,9 +2,9 @@
 
 Exact: any division of the keys into parts gives the same answer. A row that no part saw is 0.
 Shapes: parts [.., R], lse [..]; out [B, H, T, R], any strides. Row `row` of part p is at p * ROWS + row, in the order of B,
-H, T, all SPLITS of them. Of the exchange kernels (BLOCK_H > 0) ROWS = 64 * lanes, and rows are numbered in boxes (`rows.py`):
-part p of an item has slot item * SPLITS + p, or with cuts [items] (2^32 first + count) slot first + p, and an item of one part
-is in `out` already.
+H, T, all SPLITS of them. Of the exchange kernels (BLOCK_H > 0) ROWS are those of all boxes of an item, numbered in boxes
+(`rows.py`): part p of an item has slot item * SPLITS + p, or with cuts [items] (2^32 first + count) slot first + p, and an item
+of one part is in `out` already.
 Grid: (items * COUNT,), a row each, COUNT of each item. All threads lie along the row, 16 bytes each, so that parts are added
 within a thread, and BLOCK_P parts are on their way at once, or FEW, where an item has no more: what is masked costs its
 instructions still. Traffic: parts * R * itemsize bytes per row. With EARLY it starts before the kernel that writes the parts
@@ -40,9 +40,11 @@ def add(acc, m, total, parts, lse, at, left, ROWS, R: tl.constexpr, P: tl.conste
     b_lse = ()
     b_parts = ()
     for p in tl.static_range(P):                                    # asked for before one is used: no compiler moves loads up
-        b_parts = b_parts + (tl.load(parts + (at + p * ROWS) * R + o_r, mask=(p < left) & (o_r < R), other=0.0),)
+        b_part = tl.load(parts + (at + p * ROWS) * R + o_r, mask=(p < left) & (o_r < R), other=0.0)
+        b_parts = b_parts + (b_part,)  # type: ignore[assignment]  # noqa: RUF005 (a kernel has no *)
     for p in tl.static_range(P):
-        b_lse = b_lse + (tl.load(lse + at + p * ROWS, mask=p < left, other=float("-inf")),)
+        lse_p = tl.load(lse + at + p * ROWS, mask=p < left, other=float("-inf"))
+        b_lse = b_lse + (lse_p,)  # type: ignore[assignment]  # noqa: RUF005
     m_new = m
     for p in tl.static_range(P):
         m_new = tl.maximum(m_new, b_lse[p])

@@ -44,9 +44,9 @@ def place_of(item, sizes, BLOCK_H: gl.constexpr):
 
 
 @gluon.jit
-def rows_at(h0, i0, sizes, BLOCK_H: gl.constexpr, layout: gl.constexpr):
-    """h, i [64, 1] and whether there is such a row; rows past the end repeat the last one, unstored."""
-    r = gl.arange(0, ROWS, gl.SliceLayout(1, layout))[:, None]
+def rows_at(h0, i0, sizes, BLOCK_H: gl.constexpr, layout: gl.constexpr, M: gl.constexpr = ROWS, AXIS: gl.constexpr = 1):
+    """h, i [M, 1], or with AXIS 0 [1, M], and whether there is such a row; rows past the end repeat the last one, unstored."""
+    r = gl.expand_dims(gl.arange(0, M, gl.SliceLayout(AXIS, layout)), AXIS)
     h = h0 + r % BLOCK_H
     i = i0 + r // BLOCK_H
     return gl.minimum(h, sizes[1] - 1), gl.minimum(i, sizes[2] - 1), (h < sizes[1]) & (i < sizes[2])

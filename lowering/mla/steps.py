@@ -7,7 +7,7 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 from ..hooks import HAS_LO, score
 from ..hopper.softmax import SCALE
 from ..hopper.tiles import hull
-from .rows import CHOSEN, clean, flat, rows_at, token_at, told
+from .rows import CHOSEN, ROWS, clean, flat, rows_at, token_at, told
 
 WEIGHTS = gl.constexpr(3)
 """Barriers: weights of warpgroup w there."""
@@ -40,10 +40,11 @@ def scores(queries, b_r, rings, bars, at: gl.constexpr, z, phase):
 
 
 @gluon.jit
-def bounds_of(place, last, message, sizes, env, BLOCK_H: gl.constexpr, layout: gl.constexpr):
-    """(b, h, i) of the rows, and (lo, hi, largest lo, least hi); of positions, not of chosen tokens, hi <= last."""
+def bounds_of(place, last, message, sizes, env, BLOCK_H: gl.constexpr, layout: gl.constexpr, M: gl.constexpr = ROWS,
+              AXIS: gl.constexpr = 1):
+    """(b, h, i) of the rows as `rows_at`, and (lo, hi, largest lo, least hi); of positions, not of tokens, hi <= last."""
     b, h0, i0 = place
-    h, i, _m_row = rows_at(h0, i0, sizes, BLOCK_H, layout)
+    h, i, _m_row = rows_at(h0, i0, sizes, BLOCK_H, layout, M, AXIS)
     lo, hi = hull(b, h, i, sizes[3], env)
     if not CHOSEN:
         hi = gl.minimum(hi, last)
@@ -65,7 +66,6 @@ def masked(s, token, sizes, rows, bounds, j0, last, env):
 
     bounds = (lo, hi, largest lo, least hi): a tile that all rows see whole is not asked.
     """
-    lo, hi, above, below = bounds
     b, h, i = rows
     j = token
     seen = token < last
@@ -77,14 +77,23 @@ def masked(s, token, sizes, rows, bounds, j0, last, env):
     if SCALE == 0.0:
         a = score(s, b, h, i, j, env)
     if CHOSEN:
+        lo, hi, _above, _below = bounds
         a = gl.where(seen[None, :] & (j < hi), a, float("-inf"))
         if HAS_LO:
             a = gl.where(j >= lo, a, float("-inf"))
     else:
-        if (j0 + s.shape[1] > below) | (j0 < above):
-            a = gl.where(j < hi, a, float("-inf"))
-            if HAS_LO:
-                a = gl.where(j >= lo, a, float("-inf"))
+        a = within(a, j, j0, s.shape[1], bounds)
+    return a
+
+
+@gluon.jit
+def within(a, j, j0, N: gl.constexpr, bounds):
+    """a of keys j, of a tile of N from j0 on: -inf where a row does not see them."""
+    lo, hi, above, below = bounds
+    if (j0 + N > below) | (j0 < above):
+        a = gl.where(j < hi, a, float("-inf"))
+        if HAS_LO:
+            a = gl.where(j >= lo, a, float("-inf"))
     return a
 
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ..choice import Choice
-from .exchange_launch import ROWS
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,6 @@ def workspace(choice: Choice, items: int, lanes: int, rank: int, out: Tensor) ->
     """For the parts of `items` items, each in `lanes` boxes of rows, rounded as `out` is; None if none is cut."""
     if not choice.programs and choice.kv_splits == 1:
         return None
-    rows = ROWS * (choice.programs + (items - 1) * lanes if choice.programs else items * choice.kv_splits * lanes)
+    rows = choice.block_m * (choice.programs + (items - 1) * lanes if choice.programs else items * choice.kv_splits * lanes)
     cuts = out.new_empty(items, dtype=torch.int64) if choice.programs else None
     return Workspace(out.new_empty((rows, rank)), out.new_empty(rows, dtype=torch.float32), cuts)

@@ -37,14 +37,23 @@ class Threads:
         return launch
 
 
-def errors(case: Case, exponent: int = 0) -> tuple[float, float]:
+def unseen(case: Case, tables: list[torch.Tensor]) -> torch.Tensor:
+    """Keys [B, S] of a live length or of a window that no row sees."""
+    j = torch.arange(case.keys).expand(case.batch, -1)
+    return j >= tables[0][:, None] + case.queries if tables else (j < 10) | (j >= 29 + case.queries)
+
+
+def errors(case: Case, exponent: int = 0, poisoned: bool = False) -> tuple[float, float]:
     """(the kernel's, the formula's in its dtype): largest differences from float64. Copies are early, then products.
-    Latents times 2^exponent, their queries as much smaller: the same weights."""
+    Latents times 2^exponent, their queries as much smaller: the same weights. `poisoned`: NaN in keys that no row sees."""
     given, tables = operands(case)
     if exponent:
         given = replace(given, q_latent=given.q_latent * 2.0**-exponent, latent=given.latent * 2.0**exponent)
     best = truth(case, given, tables)
     formula = (truth(case, given, tables, case.dtype) - best).abs().max().item()
+    if poisoned:
+        dead = unseen(case, tables)[..., None]
+        given = replace(given, latent=given.latent.masked_fill(dead, torch.nan), rope=given.rope.masked_fill(dead, torch.nan))
     found = []
     for late in (True, False):
         with mock.patch.object(gpu, "kernel", partial(Threads, late=late)), \
@@ -53,13 +62,16 @@ def errors(case: Case, exponent: int = 0) -> tuple[float, float]:
     return max(found), max(formula, best.abs().max().item() * torch.finfo(case.dtype).eps)
 
 
-def check(interpreted, case: Case, programs: int, splits: int = 1, exponent: int = 0) -> None:
+def check(interpreted, case: Case, programs: int, splits: int = 1, exponent: int = 0, narrow: bool = False,
+          poisoned: bool = False) -> None:
     """`programs` that share a line; 0: each item in `splits` parts."""
     family = "tokens_exchange" if case.chosen else "packed_exchange" if case.packed else "mla_exchange"
+    family = exchange_launch.family_of("mla", case.heads, case.queries) if narrow else family
     power = lambda n: 1 << (n - 1).bit_length()  # noqa: E731
     block_b, block_t = (1, 1) if case.chosen else (power(case.batch), power(case.queries))
-    choice = Choice(family, 64, 64, 4, 2, splits, programs=programs, block_b=block_b, block_t=block_t)
-    error, formula = interpreted(errors, case.but(choice=choice), exponent)
+    choice = replace(exchange_launch.whole(family, case.heads, case.queries), kv_splits=splits, programs=programs,
+                     block_b=block_b, block_t=block_t)
+    error, formula = interpreted(errors, case.but(choice=choice), exponent, poisoned)
     assert error <= 2 * formula, (error, formula, case, choice)
 
 
@@ -73,6 +85,12 @@ def test_dense(interpreted, name, programs, splits):
 @pytest.mark.parametrize("programs, splits", [(0, 1), (0, 3), (4, 1)])
 def test_chosen_tokens(interpreted, name, programs, splits):
     check(interpreted, HULLS[name].but(**SMALL, keys=500, chosen=280), programs, splits)
+
+
+@pytest.mark.parametrize("name", ["live length", "window"])
+@pytest.mark.parametrize("programs, splits", [(0, 1), (5, 1)])
+def test_what_no_row_sees_may_be_nan(interpreted, name, programs, splits):
+    check(interpreted, HULLS[name].but(**SMALL, keys=500), programs, splits, poisoned=True)
 
 
 @pytest.mark.parametrize("exponent", [-30, 30, 100])

@@ -51,6 +51,9 @@ ATTENTIONS = {
 }
 LATENT_ATTENTIONS = {
     "one query": LATENT.but(queries=1), "3 queries": LATENT.but(queries=3), "70 queries": LATENT.but(queries=70),
+    "16 heads": LATENT.but(heads=16, queries=1), "8 heads of 4 queries": LATENT.but(heads=8, queries=4),
+    "16 heads in parts": LATENT.but(heads=16, queries=1, spec=f"{LATENT.spec}; kv_splits: 3"),
+    "16 heads, pages": LATENT.but(heads=16, queries=2, paged=True, batch=2),
     "128 heads": LATENT.but(heads=128), "in parts": LATENT.but(spec=f"{LATENT.spec}; kv_splits: 3"),
     "pages": LATENT.but(paged=True, batch=2), "chosen": LATENT.but(chosen=200),
     "chosen, in parts": LATENT.but(chosen=200, spec=f"{LATENT.spec}; kv_splits: 3"),

@@ -15,7 +15,7 @@ from mla_compiler.lowering.compile_latent import compile_latent
 from mla_compiler.lowering.disassembly import sass
 from mla_compiler.lowering.machine import MACHINES
 from mla_compiler.lowering.mla.config import Shape, configure, merging
-from mla_compiler.lowering.mla.exchange_launch import candidates, line, serves
+from mla_compiler.lowering.mla.exchange_launch import candidates, line, serves, whole
 from mla_compiler.lowering.mla.merge import merge
 from mla_compiler.lowering.select_latent import choose_latent
 
@@ -84,6 +84,9 @@ def hopper(spec=LIVE, family="mla_exchange", dims=(512, 64), dtype=torch.bfloat1
 def test_every_hull_compiles(name):
     kernel = hopper(AttentionSpec.parse(CASES[name].spec), dtype=torch.float16)
     assert kernel.name == "mla_exchange" and kernel.source.startswith('"""out[b,h,i,:]')
+    spec, choice = AttentionSpec.parse(CASES[name].spec), whole("mla_narrow", 5, 2)
+    few = compile_latent(spec, choice, 512, 64, torch.float16, heads=5)
+    assert few.name == "mla_narrow" and few.shared <= H100.shared_memory
 
 
 def test_queries_and_results_travel_by_tma():
@@ -116,13 +119,32 @@ def test_the_exchange_kernels_work_in_registers(family, batch):
     assert under.index("HGMMA") < under.index("MUFU.EX2")
 
 
+@pytest.mark.parametrize("heads", [16, 32])
+@pytest.mark.parametrize("batch", [0, 16])
+def test_few_rows_work_in_registers(heads, batch):
+    """Keys are the rows of every product: so many as 64 keys have by 576 columns and by 512. Nothing is spilled."""
+    choice = replace(whole("mla_narrow", heads, 1), kv_splits=4)
+    if batch:
+        choice = line(LIVE, "mla_narrow", batch, heads, 1, 8192, H100)
+    kernel = compile_latent(LIVE, choice, 512, 64, torch.bfloat16, "sm_90", paged=True, heads=heads)
+    products = re.findall(r"wgmma.mma_async.sync.aligned.(m64n\d+k16)", kernel.ptx)
+    assert products == [f"m64n{heads}k16"] * (576 // 16 + 8 * 4)
+    assert kernel.shared <= H100.shared_memory and kernel.registers * 256 <= 65536 and kernel.spills <= 0
+    if not kernel.sass:
+        pytest.skip("no disassembler")
+    loops = [piece for piece in re.split(r"\n\.L_\w+:", kernel.sass) if "HGMMA" in piece]
+    assert [piece.count("HGMMA") for piece in loops] == [16, 4, 16, 32]
+    assert [piece.count("WARPGROUP.DEPBAR") for piece in loops] == [0, 0, 1, 2]
+
+
 @pytest.mark.parametrize("dims", [(256, 64), (128, 16), (384, 24)], ids=str)
 def test_other_dims(dims):
     assert hopper(dims=dims).shared <= H100.shared_memory
+    assert compile_latent(LIVE, whole("mla_narrow", 16, 1), *dims, torch.bfloat16, heads=16).shared <= H100.shared_memory
 
 
 @pytest.mark.parametrize("layout, chosen, family", [
-    ("contiguous", 0, "mla_exchange"), ("one buffer", 0, "mla_exchange"), ("strided", 0, "mla"),
+    ("contiguous", 0, "mla_narrow"), ("one buffer", 0, "mla_narrow"), ("strided", 0, "mla"),
     ("one buffer", 9, "tokens_exchange"), ("strided", 9, "tokens"),
 ])
 def test_what_tma_cannot_address_takes_the_plain_kernel(layout, chosen, family):
@@ -131,11 +153,12 @@ def test_what_tma_cannot_address_takes_the_plain_kernel(layout, chosen, family):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("tokens, family", [(None, "mla_exchange"), (2048, "tokens_exchange")])
-def test_while_a_graph_is_compiled_tensors_have_no_addresses(tokens, family, monkeypatch):
+@pytest.mark.parametrize("heads, tokens, family", [
+    (128, None, "mla_exchange"), (16, None, "mla_narrow"), (128, 2048, "tokens_exchange")])
+def test_while_a_graph_is_compiled_tensors_have_no_addresses(heads, tokens, family, monkeypatch):
     monkeypatch.setattr(machine, "machine_of", lambda _: H100)
     with FakeTensorMode():
-        found = choose_latent(LIVE, (4, 128, 1, 512), (4, 8192, 64), tokens, torch.bfloat16, torch.device("cuda"))
+        found = choose_latent(LIVE, (4, heads, 1, 512), (4, 8192, 64), tokens, torch.bfloat16, torch.device("cuda"))
     assert found[0] == family and found[1]
 
 

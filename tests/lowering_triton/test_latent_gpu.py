@@ -40,6 +40,22 @@ def test_attentions(name, chosen):
     check(case.but(keys=3000))
 
 
+@pytest.mark.parametrize("heads, queries", [(16, 1), (8, 3)])
+@pytest.mark.parametrize("name", CASES)
+def test_few_rows(name, heads, queries):
+    """Keys as the rows of the products, in 16 columns and in 32."""
+    case = CASES[name].but(dtype=torch.bfloat16, choice=None, rank=512, width=64, heads=heads, queries=queries, keys=900)
+    check(case)
+    check(case.but(keys=3000))
+
+
+@pytest.mark.parametrize("heads, queries", [(16, 1), (16, 2), (1, 1), (5, 4)])
+def test_few_rows_in_parts_and_pages(heads, queries):
+    case = LIVE.but(dtype=torch.float16, choice=None, rank=512, width=64, heads=heads, queries=queries, keys=700)
+    check(case.but(spec=f"{LIVE.spec}; kv_splits: 3"))
+    check(case.but(paged=True, batch=2))
+
+
 @pytest.mark.parametrize("chosen", [0, 200])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_dtypes(dtype, chosen):
@@ -79,14 +95,15 @@ def test_parts(chosen):
             check(case.but(spec=f"{LIVE.spec}; kv_splits: {splits}", queries=queries))
 
 
-@pytest.mark.parametrize("chosen", [0, 250])
-def test_shares(chosen):
+@pytest.mark.parametrize("heads, chosen", [(20, 0), (20, 250), (40, 0), (16, 0)])
+def test_shares(heads, chosen):
     """Blocks that have several sequences, pieces of them, or nothing."""
     machine = machine_of(torch.device("cuda", 0))
     if machine.capability != (9, 0):
         pytest.skip("needs Hopper")
-    family = "tokens_exchange" if chosen else "mla_exchange"
-    case = Case(LIVE.spec, ("uneven",), batch=5, queries=1, keys=1500, dtype=torch.bfloat16, **REAL, chosen=chosen)
+    family = exchange_launch.family_of("tokens" if chosen else "mla", heads, 1)
+    sizes = {**REAL, "heads": heads}
+    case = Case(LIVE.spec, ("uneven",), batch=5, queries=1, keys=1500, dtype=torch.bfloat16, **sizes, chosen=chosen)
     spec = AttentionSpec.parse(case.spec)
     whole = exchange_launch.line(spec, family, case.batch, case.heads, 1, chosen or case.keys, machine)
     assert whole is not None

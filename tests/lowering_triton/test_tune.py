@@ -107,7 +107,8 @@ def test_the_untimed_choice_of_latents_is_the_first_candidate(chosen, splits, ar
     spec = AttentionSpec.parse(case.spec + splits)
     found = gpu_latent.candidates(spec, given, MACHINES[arch])
     assert found[0] == gpu_latent.choose(spec, given, MACHINES[arch]) and len(set(found)) == len(found) > 1
-    assert found[0].family == ("tokens" if chosen else "mla") + ("_exchange" if arch == "sm_90" else "")
+    hopper = "tokens_exchange" if chosen else "mla_narrow"
+    assert found[0].family == (hopper if arch == "sm_90" else "tokens" if chosen else "mla")
     assert all(choice.kv_splits == 3 if splits else 1 <= choice.kv_splits <= 128 for choice in found)
 
 
