@@ -34,9 +34,9 @@ _BODY = {
     "decode": (*_DENSE, "decode/lanes.py", "decode/balance.py", "decode/merge.py", "packed.py", "decode/kernel.py"),
     "mla": (*_DENSE, "packed.py", "mla/tile.py", "mla/kernel.py"),
     "tokens": (*_DENSE, "packed.py", "mla/tile.py", "tokens/kernel.py"),
-    "promise": (*_DENSE, "sparse/promises.py", "sparse/promise.py"),
-    "estimate": (*_DENSE, "sparse/promises.py", "sparse/estimate.py"),
-    "lsh": (*_DENSE, "sparse/promises.py", "sparse/lsh.py"),
+    "promise": (*_DENSE, "sparse/row_tiles.py", "sparse/promises.py", "sparse/promise.py"),
+    "estimate": (*_DENSE, "sparse/row_tiles.py", "sparse/promises.py", "sparse/estimate.py"),
+    "lsh": (*_DENSE, "sparse/row_tiles.py", "sparse/lsh.py"),
     "mass": (*_DENSE, "packed.py", "sparse/mass.py"),
     "bounded": (*_DENSE, "packed.py", "sparse/kept.py", "sparse/bounded.py"),
 }

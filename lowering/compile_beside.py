@@ -45,16 +45,17 @@ def compile_rotation(head_dim: int, given: torch.dtype, made: torch.dtype, arch:
 def compile_listing(
     spec: AttentionSpec, choice: Choice, head_dim: int, dtype: torch.dtype, arch: str = DEFAULT_ARCH
 ) -> CompiledKernel:
-    """The kernel that says, for a prefill kernel of this choice, which tiles of keys are kept, or what each promises."""
+    """The kernel that says, for a prefill kernel of this choice, what each tile of keys promises."""
     from . import modules
 
-    machine_named(arch)
+    machine = machine_named(arch)
     family = listing.family_of(spec.sparsity)
     source = codegen.source(replace(spec, sparsity=EXACTLY), family)
-    types = dict.fromkeys(("q", "centre", "half", "first", "second"), POINTERS[dtype])
-    types |= {"listed": "*i16", "counts": "*i32", "share": "fp32", "words": "*i64", "k_words": "*i64"}
-    types |= dict.fromkeys(("scores", "promised", "norms", "k_norms"), "*fp32")
+    types = dict.fromkeys(("q", "boxes"), POINTERS[dtype])
+    types |= {"words": "*i64", "k_words": "*i64"}
+    types |= dict.fromkeys(("scores", "promised", "parts", "tops", "norms", "k_norms"), "*fp32")
     constants = listing.constants(spec, choice, head_dim, upcast=False)
     function, warps = getattr(modules.load(source, family), family), listing.warps(spec.sparsity, choice)
-    built = build(function, types, constants, arch, warps, 1)
+    registers = listing.registers(spec.sparsity, head_dim, machine).get("maxnreg", 0)
+    built = build(function, types, constants, arch, warps, 1, registers)
     return record(built, family, arch, str(spec), str(choice), source)

@@ -1,8 +1,10 @@
-"""centre, half = (greatest + least) / 2, (greatest - least) / 2        of every BOX keys, channel by channel
+"""boxes = (greatest + least) / 2, (greatest - least) / 4        of every BOX keys, channel by channel
 
-    q . k_j = q . centre + q . (k_j - centre) <= q . centre + |q| . half        for every key j of the box
+The centre of a box, and half of its half extent:
 
-Shapes: k [B, H, S, D], any strides; centre, half [B, H, X, D] contiguous, X = ceil(S / BOX); the last key fills the last box.
+    q . k_j = q . centre + q . (k_j - centre) <= q . centre + 2 |q| . boxes[1]        for every key j of the box
+
+Shapes: k [B, H, S, D], any strides; boxes [B, H, X, 2, D] contiguous, X = ceil(S / BOX); the last key fills the last box.
 Grid: (B * H * ceil(X / BLOCK_X),). Traffic: S * D + 2 * X * D elements of K's dtype.
 """
 
@@ -11,8 +13,7 @@ import triton.language as tl
 
 
 @triton.jit(do_not_specialize=["S", "X"])
-def boxes(k, k_strides, centre, half, H, S, X, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_X: tl.constexpr,
-          BOX: tl.constexpr):
+def boxes(k, k_strides, to, H, S, X, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_X: tl.constexpr, BOX: tl.constexpr):
     pid = tl.program_id(0)
     parts = tl.cdiv(X, BLOCK_X)
     head = pid // parts
@@ -27,7 +28,7 @@ def boxes(k, k_strides, centre, half, H, S, X, D: tl.constexpr, BLOCK_D: tl.cons
     greatest = tl.max(b_k, 1)                                                                  # [BLOCK_X, BLOCK_D]
     least = tl.min(b_k, 1)
     x = x0 + tl.arange(0, BLOCK_X)
-    at = (head.to(tl.int64) * X + x)[:, None] * D + o_d[None, :]
+    at = (head.to(tl.int64) * X + x)[:, None] * (2 * D) + o_d[None, :]
     m_x = (x < X)[:, None] & (o_d < D)[None, :]
-    tl.store(centre + at, ((greatest + least) * 0.5).to(centre.dtype.element_ty), mask=m_x)
-    tl.store(half + at, ((greatest - least) * 0.5).to(half.dtype.element_ty), mask=m_x)
+    tl.store(to + at, ((greatest + least) * 0.5).to(to.dtype.element_ty), mask=m_x)
+    tl.store(to + D + at, ((greatest - least) * 0.25).to(to.dtype.element_ty), mask=m_x)

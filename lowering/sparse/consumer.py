@@ -5,45 +5,41 @@ As `hopper/multiply.py`, whose places these take, with what `decide.py` carries 
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma_wait
 
 from ..hooks import HAS_LO
 from ..hopper.messages import ITEMS, receive
 from ..hopper.multiply import rows_of
 from ..hopper.products import clean
-from ..hopper.rescale import rescaled
 from ..hopper.results import factor, store
-from ..hopper.weigh import pack, thread_sums
-from .decide import last_values, smallest, step
+from ..hopper.tiles import slot
+from ..hopper.weigh import thread_sums
+from .decide import begin, last_values, smallest, step, vote
 from .inward import list_of, place
 
 
 @gluon.jit
-def first_tile(wg: gl.constexpr, block, n, use, item, j0, rows, before, packed, pending, acc, least):
-    """m [64], l [64, 4] and y [64], packed weights and whether there are any of an item's first tile.
-
-    Stores acc of the item before: before = (b, h, row), its scale.
-    """
-    bufs, bars, sizes, env, to = block
+def first_tile(wg: gl.constexpr, block, n, use, item, j0, rows, least):
+    """Of an item's first tile: its logits [64, N], the greatest of each row [64], whether it is needed; m, l and y before it."""
+    bufs, bars, sizes, env, _to = block
     BLOCK_N: gl.constexpr = bufs[1][0].shape[3]
     layout: gl.constexpr = rows[1].type.layout
     nothing = gl.full([64], float("-inf"), gl.float32, gl.SliceLayout(1, layout))
     row = item[2] + wg * 64 + gl.arange(0, 64, gl.SliceLayout(1, layout))
     y = gl.where(row < sizes[1], nothing, float("inf"))             # a row past the last one needs nothing
-    sums = (nothing, thread_sums(gl.zeros([64, BLOCK_N], gl.float32, layout)), y)
-    sums, packed, pending, acc, _none = step(wg, bufs, bars, n, use, j0, rows, sums, packed, pending, acc, least, env,
-                                             True, True)
-    if use > 0:
-        done, scale = before
-        store(to, wg, done[0], done[1], done[2] + wg * 64, (acc * scale[:, None]).to(bufs[2][0].dtype))
-    if pending > 0:
+    q_at, q_phase = slot(n, bars[0][0].shape[0])
+    mbarrier.wait(bars[0][0].index(q_at), q_phase)
+    s = warpgroup_mma_wait(0, [begin(wg, bufs, bars, n, use)])
+    mbarrier.arrive(bars[1][1].index(use % bars[1][0].shape[0]))
+    a, highest, needed, y = vote(wg, bars, use, s, j0, rows, y, least, env, BLOCK_N, True)
+    if needed > 0:
         clean(bufs[2][0], bars[2], use, j0, item, sizes[2])
-    return sums, packed, pending
+    return (a, highest, needed), (nothing, thread_sums(gl.zeros([64, BLOCK_N], gl.float32, layout)), y)
 
 
 @gluon.jit
-def other_tiles(wg: gl.constexpr, block, n, use, item, p_list, rows, packed, pending, acc, sums, least):
-    """The same and acc, with the tiles of an item after its first."""
+def other_tiles(wg: gl.constexpr, block, n, use, item, p_list, rows, before, sums, acc, least):
+    """The same, and acc, with the tiles of an item after its first."""
     bufs, bars, sizes, env, _to = block
     BLOCK_N: gl.constexpr = bufs[1][0].shape[3]
     count = item[7]
@@ -52,12 +48,10 @@ def other_tiles(wg: gl.constexpr, block, n, use, item, p_list, rows, packed, pen
     for region in gl.static_range(3 if HAS_LO else 2):
         for t in range((1, right, left)[region], (right, left, count)[region]):
             j0 = place(item, t, p_list, sizes, BLOCK_N)
-            sums, packed, pending, acc, shrink = step(wg, bufs, bars, n, use + t, j0, rows, sums, packed, pending, acc, least,
-                                                      env, False, region != 1)
-            acc = rescaled(acc, shrink)
-            if region != 1 and pending > 0:
+            before, sums, acc = step(wg, bufs, bars, n, use + t, j0, rows, before, sums, acc, least, env, region != 1)
+            if region != 1 and before[2] > 0:
                 clean(bufs[2][0], bars[2], use + t, j0, item, sizes[2])
-    return packed, pending, acc, sums
+    return before, sums, acc
 
 
 @gluon.jit
@@ -68,14 +62,8 @@ def multiply(wg: gl.constexpr, bufs, bars, items, lists, sizes, env, to, PING_PO
     BLOCK_DV: gl.constexpr = bufs[2][0].shape[4]
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_DV, 16])
-    kind: gl.constexpr = bufs[2][0].dtype
     use = 0
     n = 0
-    pending = sizes[0] * 0
-    packed = pack(gl.zeros([64, BLOCK_N], gl.float32, s_layout), kind)
-    acc = gl.zeros([64, BLOCK_DV], gl.float32, o_layout)
-    scale = gl.zeros([64], gl.float32, gl.SliceLayout(1, o_layout))
-    done = (sizes[0] * 0, sizes[0] * 0, sizes[0] * 0)
     item = receive(items, 0)
     while item[7] > 0:
         count = item[7]
@@ -83,17 +71,15 @@ def multiply(wg: gl.constexpr, bufs, bars, items, lists, sizes, env, to, PING_PO
         rows = rows_of(item, wg, sizes, env, s_layout)
         least = smallest(count, env, BLOCK_N)
         j0 = place(item, 0, p_list, sizes, BLOCK_N)
-        sums, packed, pending = first_tile(wg, block, n, use, item, j0, rows, (done, scale), packed, pending, acc, least)
+        before, sums = first_tile(wg, block, n, use, item, j0, rows, least)
         acc = gl.zeros([64, BLOCK_DV], gl.float32, o_layout)
-        packed, pending, acc, sums = other_tiles(wg, block, n, use, item, p_list, rows, packed, pending, acc, sums, least)
+        before, sums, acc = other_tiles(wg, block, n, use, item, p_list, rows, before, sums, acc, least)
         mbarrier.arrive(bars[0][1].index(n % bars[0][1].shape[0]))
         mbarrier.arrive(items[2].index(n % ITEMS))
-        scale = gl.convert_layout(factor(sums[0], sums[1], rows[0], env), gl.SliceLayout(1, o_layout))
-        done = (item[0], item[1], item[2])
+        m, l, acc = last_values(bufs, bars, use + count - 1, before, sums, acc)
+        scale = gl.convert_layout(factor(m, l, rows[0], env), gl.SliceLayout(1, o_layout))
+        store(to, wg, item[0], item[1], item[2] + wg * 64, (acc * scale[:, None]).to(bufs[2][0].dtype))
         use += count
         n += 1
         item = receive(items, n)
-
-    acc = last_values(bufs, bars, use - 1, packed, pending, acc)
-    store(to, wg, done[0], done[1], done[2] + wg * 64, (acc * scale[:, None]).to(kind))
     tma.store_wait(0)

@@ -1,9 +1,15 @@
 """acc += p_t v_t of the tiles t that a row may need: one step of a consumer of the Hopper kernel with a threshold
 
-As `hopper/step.py`, whose places these take: the scores of a tile, beside the values of the one before if that is needed. A
-warpgroup leaves a tile out where each of its 64 rows does, by the rule of `scan.py`: no exponentials, no product, and if the
-others leave it out too, no values from memory. Both forms of a step are there, for a product in flight ends in the branch it
-began in.
+As `hopper/step.py`, whose places these take, but that the vote on a tile comes before its weights. A warpgroup leaves a tile out
+where each of its 64 rows does, by the rule of `scan.py`: no exponentials, no product, and if the others leave it out too, no values
+from memory. What is carried from step to step is the logits of a tile and whether it is needed:
+
+    needed      weights t, while its values come | scores t + 1, values t: begun | vote on t + 1 beside the values
+    not needed  scores t + 1 | vote on t + 1
+
+So a vote waits for nothing but the scores, and the next scores never wait for a vote's values. Both forms of a step are there,
+for a product in flight ends in the branch it began in. Scores begun before the weights would have no registers: 64 a thread
+for them, 64 for what is weighed and 64 for the sums, and ptxas awaits every instruction of a product then.
 """
 
 from triton.experimental import gluon
@@ -12,11 +18,11 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup
 
 from ..hooks import limit, score
 from ..hopper.products import scores
-from ..hopper.rescale import LAG
+from ..hopper.rescale import LAG, rescaled
 from ..hopper.rings import flat
-from ..hopper.softmax import SCALE, exp2, weigh
+from ..hopper.softmax import SCALE, exp2
 from ..hopper.tiles import slot
-from ..hopper.weigh import keys_of, mask, pack, row_max, thread_sums, unpack
+from ..hopper.weigh import keys_of, mask, pack, thread_sums, unpack
 from .told import tell
 
 BUDGET = gl.constexpr(False)
@@ -46,76 +52,117 @@ def met(y, best):
 
 
 @gluon.jit
-def decide(wg: gl.constexpr, bars, use, s, j0, rows, sums, least, env, BLOCK_N: gl.constexpr, MASKED: gl.constexpr):
-    """Weights [64, N] if the tile of scores s is needed, whether it is, by what the sums so far shrink [64]; m, l and y.
+def thread_maxima(a):
+    """Of a tile a [M, N] in a layout of matrices, [M, 4]: the greatest that each of the four threads of a row holds."""
+    M: gl.constexpr = a.shape[0]
+    N: gl.constexpr = a.shape[1]
+    return gl.max(gl.max(gl.reshape(a, [M, N // 8, 4, 2]), 3), 1)
 
-    sums = m [64], l [64, 4], y [64], of the best keys met. Tells the loader.
+
+@gluon.jit
+def vote(wg: gl.constexpr, bars, use, s, j0, rows, y, least, env, BLOCK_N: gl.constexpr, MASKED: gl.constexpr):
+    """Logits [64, N] of a tile, or scores with SCALE; the greatest of each row [64]; whether the tile is needed; y [64] with it.
+
+    A row needs it where one of its threads does, so that no thread waits for the others of its row. Tells the loader.
     """
     at, lo, hi = rows
     b, h, i = at
-    m, l, y = sums
     a = s
     if SCALE == 0.0:
         first, apart = keys_of(j0, s.type.layout, BLOCK_N)
         a = score(s, b, h, i, first + apart, env)                                              # [64, N]
     if MASKED:
         a = mask(a, j0, lo, hi, 0, BLOCK_N)
-    highest = gl.convert_layout(row_max(a), m.type.layout)
-    best = highest * SCALE if SCALE != 0.0 else highest                                        # [64]
-    wanted = (best != float("-inf")) & ((best >= y + least) | (best != best))
-    needed = tell(bars, wg, use, wanted)
-    y = met(y, best)
-    shrink = gl.full([64], 1.0, gl.float32, m.type.layout)
-    if needed > 0:
-        a, m, shrink = weigh(a, highest, m, LAG)
-        l = l * gl.convert_layout(shrink, gl.SliceLayout(1, l.type.layout))[:, None] + thread_sums(a)
-    return a, needed, shrink, m, l, y
+    own = thread_maxima(a)                                                                     # [64, 4]
+    best = own * SCALE if SCALE != 0.0 else own
+    ratio = gl.convert_layout(y + least, gl.SliceLayout(1, own.type.layout))[:, None]
+    needed = tell(bars, wg, use, (best != float("-inf")) & ((best >= ratio) | (best != best)))
+    highest = gl.convert_layout(gl.max(own, 1), y.type.layout)                                 # [64]
+    return a, highest, needed, met(y, highest * SCALE if SCALE != 0.0 else highest)
 
 
 @gluon.jit
-def step(wg: gl.constexpr, bufs, bars, n, use, j0, rows, sums, packed, pending, acc, least, env, FIRST: gl.constexpr,
-         MASKED: gl.constexpr):
-    """sums, packed weights [64, N / 2] and whether there are any, acc [64, DV], and by what acc shrinks [64].
+def begin(wg: gl.constexpr, bufs, bars, n, use):
+    """Scores [64, N] of a use of the ring of k: begun."""
+    QUERIES: gl.constexpr = bars[0][0].shape[0]
+    at, phase = slot(use, bars[1][0].shape[0])
+    mbarrier.wait(bars[1][0].index(at), phase)
+    return scores(bufs[0], bufs[1], slot(n, QUERIES)[0] * (bufs[0][0].shape[0] // QUERIES) + wg, at)
 
-    Of use `use` of the ring of k and, if `pending`, the values of the one before; rows = (b, h, i), lo, hi.
+
+@gluon.jit
+def raised(highest, m, l, acc):
+    """What weights are relative to [64]; m [64] with the greatest logits of a tile; l [64, 4] and acc [64, DV] in its terms."""
+    if SCALE != 0.0:
+        highest = highest * SCALE
+    new = gl.maximum(m, highest)
+    new = gl.where(new - m <= LAG, m, new)
+    shift = gl.where(new == float("-inf"), 0.0, new)
+    shrink = exp2(m - shift)
+    l = l * gl.convert_layout(shrink, gl.SliceLayout(1, l.type.layout))[:, None]
+    return shift, new, l, rescaled(acc, gl.convert_layout(shrink, gl.SliceLayout(1, acc.type.layout)))
+
+
+@gluon.jit
+def held(x):
+    """x, not to be worked out later than here: else ptxas keeps what sums are made of beside the products that follow, and awaits
+    each of their instructions for want of registers. A shuffle of each thread with itself is what it does not move."""
+    return gl.inline_asm_elementwise("shfl.sync.bfly.b32 $0, $1, 0, 31, 0xFFFFFFFF;", "=f,f", [x], dtype=gl.float32,
+                                     is_pure=False, pack=1)
+
+
+@gluon.jit
+def weights(a, shift, l, layout: gl.constexpr, kind: gl.constexpr):
+    """2^(a - shift) [64, N] as the left operand of a product; l [64, 4] with them."""
+    if SCALE != 0.0:
+        a = a * SCALE
+    p = exp2(a - shift[:, None])
+    l = l + held(thread_sums(p))
+    return unpack(pack(p, kind), kind, layout), l
+
+
+@gluon.jit
+def step(wg: gl.constexpr, bufs, bars, n, use, j0, rows, before, sums, acc, least, env, MASKED: gl.constexpr):
+    """The vote on use `use` of the ring of k and, if it is needed, what the use before adds to the sums m, l and y, and to acc.
+
+    before: logits [64, N] of that, their greatest [64], whether it is needed; rows = (b, h, i), lo, hi.
     """
-    q_bars, k_bars, v_bars, _told = bars
     BLOCK_N: gl.constexpr = bufs[1][0].shape[3]
-    QUERIES: gl.constexpr = q_bars[0].shape[0]
-    kind: gl.constexpr = bufs[2][0].dtype
-    k_at, k_phase = slot(use, k_bars[0].shape[0])
-    v_at, v_phase = slot(gl.maximum(use - 1, 0) if FIRST else use - 1, v_bars[0].shape[0])
-    q_at, q_phase = slot(n, QUERIES)
-    q_tile = q_at * (bufs[0][0].shape[0] // QUERIES) + wg
-    mbarrier.wait(k_bars[0].index(k_at), k_phase)
-    if FIRST:
-        mbarrier.wait(q_bars[0].index(q_at), q_phase)
+    k_at, _ = slot(use, bars[1][0].shape[0])
+    v_at, v_phase = slot(use - 1, bars[2][0].shape[0])
+    a, highest, pending = before
+    m, l, y = sums
     if pending > 0:
-        p = unpack(packed, kind, gl.DotOperandLayout(0, acc.type.layout, 2))                   # [64, N]
-        s_next = scores(bufs[0], bufs[1], q_tile, k_at)
-        mbarrier.wait(v_bars[0].index(v_at), v_phase)
+        shift, m, l, acc = raised(highest, m, l, acc)
+        p, l = weights(a, shift, l, gl.DotOperandLayout(0, acc.type.layout, 2), bufs[2][0].dtype)
+        s_next = begin(wg, bufs, bars, n, use)
+        mbarrier.wait(bars[2][0].index(v_at), v_phase)
         o_next = warpgroup_mma(p, flat(bufs[2][0], v_at), acc, is_async=True)
         s = warpgroup_mma_wait(1, [s_next])                                                    # [64, N]
-        mbarrier.arrive(k_bars[1].index(k_at))
-        a, needed, shrink, m, l, y = decide(wg, bars, use, s, j0, rows, sums, least, env, BLOCK_N, MASKED)
+        mbarrier.arrive(bars[1][1].index(k_at))
+        a, highest, needed, y = vote(wg, bars, use, s, j0, rows, y, least, env, BLOCK_N, MASKED)
         acc = warpgroup_mma_wait(0, [o_next])                                                  # [64, DV]
     else:
-        s = warpgroup_mma_wait(0, [scores(bufs[0], bufs[1], q_tile, k_at)])
-        mbarrier.arrive(k_bars[1].index(k_at))
-        a, needed, shrink, m, l, y = decide(wg, bars, use, s, j0, rows, sums, least, env, BLOCK_N, MASKED)
-        mbarrier.wait(v_bars[0].index(v_at), v_phase, pred=use > 0)
-    if needed > 0:
-        packed = pack(a, kind)
-    mbarrier.arrive(v_bars[1].index(v_at), pred=use > 0)
-    return (m, l, y), packed, needed, acc, gl.convert_layout(shrink, gl.SliceLayout(1, acc.type.layout))
+        s = warpgroup_mma_wait(0, [begin(wg, bufs, bars, n, use)])
+        mbarrier.arrive(bars[1][1].index(k_at))
+        a, highest, needed, y = vote(wg, bars, use, s, j0, rows, y, least, env, BLOCK_N, MASKED)
+        mbarrier.wait(bars[2][0].index(v_at), v_phase)
+    mbarrier.arrive(bars[2][1].index(v_at))
+    return (a, highest, needed), (m, l, y), acc
 
 
 @gluon.jit
-def last_values(bufs, bars, use, packed, pending, acc):
-    """acc [64, DV] with the values of the last use of all, if they are needed."""
+def last_values(bufs, bars, use, before, sums, acc):
+    """m, l and acc with what the last use of an item adds, if that is needed."""
+    at, phase = slot(use, bars[2][0].shape[0])
+    a, highest, pending = before
+    m, l, _y = sums
     if pending > 0:
-        v_at, v_phase = slot(use, bars[2][0].shape[0])
-        p = unpack(packed, bufs[2][0].dtype, gl.DotOperandLayout(0, acc.type.layout, 2))
-        mbarrier.wait(bars[2][0].index(v_at), v_phase)
-        acc = warpgroup_mma_wait(0, [warpgroup_mma(p, flat(bufs[2][0], v_at), acc, is_async=True)])
-    return acc
+        shift, m, l, acc = raised(highest, m, l, acc)
+        p, l = weights(a, shift, l, gl.DotOperandLayout(0, acc.type.layout, 2), bufs[2][0].dtype)
+        mbarrier.wait(bars[2][0].index(at), phase)
+        acc = warpgroup_mma_wait(0, [warpgroup_mma(p, flat(bufs[2][0], at), acc, is_async=True)])
+    else:
+        mbarrier.wait(bars[2][0].index(at), phase)
+    mbarrier.arrive(bars[2][1].index(at))
+    return m, l, acc

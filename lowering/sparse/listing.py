@@ -15,6 +15,7 @@ from ...ir import AttentionSpec
 from ...sparsity import Sparsity
 from ..choice import Choice, padded
 from ..launch import launch
+from ..machine import Machine, machine_of
 
 BOX = 16
 """Keys of a box. SmolLM2 at 2048 tokens, any tile of 64 keys with 0.05 of a row: boxes of 16 leave out 44%, of 32 and of 64
@@ -23,6 +24,8 @@ CHUNK, CHUNK_KEYS = 16, 1024
 """Tiles looked at together, and the most keys of them."""
 CHUNK_SIGNED = 32
 """Tiles looked at together where boxes have signatures: four elements a thread."""
+RESIDENT = 2
+"""Programs of `estimate` a processor: what they keep stays in the second-level cache."""
 BLOCK_X = 8
 BITS = 64
 """Directions of a signature."""
@@ -30,27 +33,36 @@ BITS = 64
 
 def listed(load: Callable[[str], ModuleType], spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, given: list[Any],
            upcast: bool) -> tuple[Tensor, Tensor, int]:
-    """(tiles [programs, capacity] int16 or int32, counts [programs] int32, capacity) for the programs of `choice`.
+    """(tiles [items, capacity] int16 or int32, counts [items] int32, capacity) for the tiles of rows of `choice`.
 
     load: the module of a family of the spec that leaves nothing out; given: its operands. Nothing is read back.
     """
+    scores = scored(load, spec, choice, q, k, given, upcast)
+    tiles = torch.empty_like(scores, dtype=torch.int16 if scores.shape[1] < 1 << 15 else torch.int32)
+    counts = q.new_empty(len(scores), dtype=torch.int32)
+    ranked(scores, tiles, counts, spec.sparsity.value, spec.sparsity.measure)
+    return tiles, counts, scores.shape[1]
+
+
+def scored(load: Callable[[str], ModuleType], spec: AttentionSpec, choice: Choice, q: Tensor, k: Tensor, given: list[Any],
+           upcast: bool) -> Tensor:
+    """What each tile of keys promises each tile of rows [items, capacity] float32, -1 where that is not asked."""
     batch, heads, queries, head_dim = q.shape
-    programs, capacity = batch * heads * -(-queries // choice.block_m), -(-k.shape[2] // choice.block_n)
-    tiles = q.new_empty(programs, capacity, dtype=torch.int16 if capacity < 1 << 15 else torch.int32)
-    counts = q.new_empty(programs, dtype=torch.int32)
+    items, capacity = batch * heads * -(-queries // choice.block_m), -(-k.shape[2] // choice.block_n)
+    scores = q.new_full((items, capacity), -1.0, dtype=torch.float32)
     policy, fixed, family = spec.sparsity, constants(spec, choice, head_dim, upcast), family_of(spec.sparsity)
-    sizes = (heads, queries, k.shape[2], -(-k.shape[2] // BOX), capacity, *given)
-    kernel, known = getattr(load(family), family), signatures_of(q, k) if family == "lsh" else (q, q.stride(), *boxes_of(k))
-    if family == "promise":
-        arguments: tuple[Any, ...] = (*known, tiles, counts, policy.value, *sizes)
-    else:
-        scores = q.new_full((programs, capacity), -1.0, dtype=torch.float32)
-        shape = (programs, choice.block_m // BOX, capacity) if family == "lsh" else None
-        arguments = (*known, *([q.new_empty(shape, dtype=torch.float32)] if shape else []), scores, *sizes)
-    launch(kernel, (programs,), arguments, fixed, warps(policy, choice), 1, q.device.index)
-    if family != "promise":
-        ranked(scores, tiles, counts, policy.value, policy.measure == "mass")
-    return tiles, counts, capacity
+    sizes: tuple[int, ...] = (heads, queries, k.shape[2], -(-k.shape[2] // BOX), capacity)
+    known: tuple[Any, ...] = signatures_of(q, k) if family == "lsh" else (q, q.stride(), boxes_of(k))
+    programs = items
+    if family == "estimate":
+        programs, sizes = min(items, RESIDENT * machine_of(q.device).processors), (*sizes, items)
+        rows = programs * -(-capacity // fixed["CHUNK"]) * choice.block_m
+        known += tuple(q.new_empty(rows * width, dtype=torch.float32) for width in (fixed["CHUNK"], 1))
+    elif family == "lsh":
+        known += (q.new_empty(items, choice.block_m // BOX, capacity, dtype=torch.float32),)
+    launch(getattr(load(family), family), (programs,), (*known, scores, *sizes, *given), fixed, warps(policy, choice), 1,
+           q.device.index, **registers(policy, head_dim, machine_of(q.device)))
+    return scores
 
 
 def warps(policy: Sparsity, choice: Choice) -> int:
@@ -60,8 +72,15 @@ def warps(policy: Sparsity, choice: Choice) -> int:
     return 8 if choice.family == "hopper" else choice.warps
 
 
+def registers(policy: Sparsity, head_dim: int, machine: Machine) -> dict[str, int]:
+    """The most of a thread on Hopper, where two programs of 8 warps share a processor: beside the products of one run the
+    sums of the other. At head dims past 128 their shared memory leaves room for one."""
+    shared = machine.backend == "cuda" and machine.capability == (9, 0) and padded(head_dim) <= 128
+    return {"maxnreg": 128} if shared and family_of(policy) != "lsh" else {}
+
+
 def family_of(policy: Sparsity) -> str:
-    """The family of the kernel that chooses tiles: `promise` lists them, `estimate` and `lsh` say what each promises."""
+    """The family of the kernel that says what each tile promises."""
     return "promise" if policy.measure == "share" else "lsh" if policy.policy == "lsh" else "estimate"
 
 
@@ -75,26 +94,26 @@ def constants(spec: AttentionSpec, choice: Choice, head_dim: int, upcast: bool) 
     return tiles | dims | (mean if family == "estimate" else {})
 
 
-def ranked(scores: Tensor, tiles: Tensor, counts: Tensor, value: float, mass: bool) -> None:
-    """Writes the list of each program, of scores [programs, capacity]."""
+def ranked(scores: Tensor, tiles: Tensor, counts: Tensor, value: float, measure: str) -> None:
+    """Writes the list of each item, of scores [items, capacity]."""
     from .rank import rank
 
     block = 1 << (scores.shape[1] - 1).bit_length()
-    launch(rank, (len(scores),), (scores, tiles, counts, value, scores.shape[1]), {"BLOCK_C": max(block, 32), "MASS": mass},
-           1 if block <= 512 else 4, 1, scores.device.index)
+    launch(rank, (len(scores),), (scores, tiles, counts, value, scores.shape[1]),
+           {"BLOCK_C": max(block, 32), "MEASURE": measure}, 1 if block <= 512 else 4, 1, scores.device.index)
 
 
-def boxes_of(k: Tensor) -> tuple[Tensor, Tensor]:
-    """k [B, H, S, D] -> centre and half extents of every BOX keys [B, H, ceil(S / BOX), D], in k's dtype."""
+def boxes_of(k: Tensor) -> Tensor:
+    """k [B, H, S, D] -> centre and half of the half extent of every BOX keys [B, H, ceil(S / BOX), 2, D], in k's dtype."""
     from .boxes import boxes
 
     batch, heads, keys, head_dim = k.shape
     count = -(-keys // BOX)
-    centre, half = (k.new_empty(batch, heads, count, head_dim) for _ in range(2))
+    found = k.new_empty(batch, heads, count, 2, head_dim)
     fixed = {"D": head_dim, "BLOCK_D": padded(head_dim), "BLOCK_X": BLOCK_X, "BOX": BOX}
     grid = (batch * heads * -(-count // BLOCK_X),)
-    launch(boxes, grid, (k, k.stride(), centre, half, heads, keys, count), fixed, 4, 1, k.device.index)
-    return centre, half
+    launch(boxes, grid, (k, k.stride(), found, heads, keys, count), fixed, 4, 1, k.device.index)
+    return found
 
 
 def signatures_of(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -14,7 +14,22 @@ import triton
 import triton.language as tl
 
 from ..hooks import score
-from .promises import both, log2_sum, tile_of
+from .row_tiles import tile_of
+
+
+@triton.jit
+def log2_sum(a, axis: tl.constexpr):
+    """log2 of the sum of 2^a along an axis; -inf of nothing but -inf."""
+    top = tl.max(a, axis)
+    shift = tl.where(top == float("-inf"), 0.0, top)
+    total = tl.sum(tl.exp2(a - tl.expand_dims(shift, axis)), axis)
+    return top + tl.log2(tl.where(top == float("-inf"), 1.0, total))
+
+
+@triton.jit
+def both(y, more):
+    """log2(2^y + 2^more) [M]."""
+    return log2_sum(tl.join(y, more), 1)
 
 
 @triton.jit

@@ -1,65 +1,90 @@
-"""promise(i, box) = score(q_i . centre + ALPHA |q_i| . half)        ALPHA = 1 bounds it from above, 1/2 comes near it"""
+"""promise(i, box) = score(q_i . centre + ALPHA |q_i| . half)        ALPHA = 1 bounds it from above, 1/2 comes near it
+
+One product of twice the columns, [q_i ; |q_i|] . [centre ; ALPHA half], whose right side `boxes` has written. A promise is an
+estimate, so its sum is rounded as any q.k is. What a row is promised by a tile is the sum of 2^promise over the tile's boxes,
+relative to the greatest promise that the row has met: a tile 2^126 below that promises it nothing.
+"""
 
 import triton
 import triton.language as tl
 
 from ..hooks import score
-from ..rows import load_rows
-from ..scan import dot, hull, samples, segments, tile_range
-
-ALPHA = tl.constexpr(0.5)
+from ..scan import dot
 
 
 @triton.jit
-def queries_and_boxes(q, q_strides, centre, half, b, h, row, H, T, X, D: tl.constexpr, GROUP: tl.constexpr,
-                      BLOCK_D: tl.constexpr):
-    """q [M, D] and ALPHA |q| of rows [M]; the boxes of their KV head; (b, h, i)."""
-    p_q = q + b.to(tl.int64) * q_strides[0] + h.to(tl.int64) * q_strides[1]
-    b_q = load_rows(p_q, q_strides[2], q_strides[3], tl.minimum(row, T - 1), 0, T, D, BLOCK_D, False)    # [M, D]
-    b_a = (tl.abs(b_q.to(tl.float32)) * ALPHA).to(b_q.dtype)
-    kv_head = (b * (H // GROUP) + h // GROUP).to(tl.int64) * X * D
-    return b_q, b_a, (centre + kv_head, half + kv_head), (b, h, tl.minimum(row, T - 1)[:, None])
+def columns(N: tl.constexpr, PER: tl.constexpr):
+    """Of each column [N] of a product: which tile of the chunk, which of its PER boxes.
+
+    One thread has columns 8 g + 2 t + {0, 1}, of every g: the boxes of one tile, so that their sum asks no other thread.
+    """
+    c = tl.arange(0, N)
+    if PER == 1:
+        return c, c * 0
+    LOW: tl.constexpr = PER // 2
+    return c // (8 * LOW) * 4 + c // 2 % 4, c // 8 % LOW * 2 + c % 2
 
 
 @triton.jit
-def tile_of(pid, H, T, S, env, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The tile of rows of a program, as `prefill` has them: b, h, row [M]; hull lo, hi [M, 1]; `segments` of its keys."""
-    tiles = tl.cdiv(T, BLOCK_M)
-    h = pid // tiles % H
-    b = pid // tiles // H
-    row = (tiles - 1 - pid % tiles) * BLOCK_M + tl.arange(0, BLOCK_M)                          # [M]
-    i = tl.minimum(row, T - 1)[:, None]
-    lo, hi = hull(b, h, i, S, env, BLOCK_M)
-    begin, end = tile_range(lo, hi, S)
-    first = begin // BLOCK_N * BLOCK_N
-    start, inner, outer, stop = segments(first, end, lo, hi, S, (b, h, samples(i, BLOCK_M)), env, BLOCK_N)
-    return b, h, row, lo, hi, start, inner, outer, stop
+def by_tile(p, PER: tl.constexpr):
+    """p [M, N] in the order of `columns` -> [M, N / PER], summed."""
+    M: tl.constexpr = p.shape[0]
+    N: tl.constexpr = p.shape[1]
+    if PER > 1:
+        p = tl.sum(tl.sum(tl.reshape(p, [M, N // (4 * PER), PER // 2, 4, 2]), 4), 2)
+    return tl.reshape(p, [M, N // PER])
 
 
 @triton.jit
-def log2_sum(a, axis: tl.constexpr):
-    """log2 of the sum of 2^a along an axis; -inf of nothing but -inf."""
-    top = tl.max(a, axis)
-    shift = tl.where(top == float("-inf"), 0.0, top)
-    total = tl.sum(tl.exp2(a - tl.expand_dims(shift, axis)), axis)
-    return top + tl.log2(tl.where(top == float("-inf"), 1.0, total))
+def queries(p_q, q_strides, row, T, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """q, |q| [M, D] of rows [M] of a head."""
+    d = tl.arange(0, BLOCK_D)
+    p = p_q + tl.minimum(row, T - 1).to(tl.int64)[:, None] * q_strides[2] + d.to(tl.int64)[None, :] * q_strides[3]
+    b_q = tl.load(p, mask=(d < D)[None, :], other=0.0)
+    return b_q, tl.abs(b_q)
 
 
 @triton.jit
-def both(y, more):
-    """log2(2^y + 2^more) [M]."""
-    return log2_sum(tl.join(y, more), 1)
+def load_boxes(p_box, x, X, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """centre, ALPHA half [N, D] of boxes x [N] of a KV head; 0 of those there are not."""
+    d = tl.arange(0, BLOCK_D)
+    p = p_box + x.to(tl.int64)[:, None] * (2 * D) + d[None, :]
+    m = ((x >= 0) & (x < X))[:, None] & (d < D)[None, :]
+    return tl.load(p, mask=m, other=0.0), tl.load(p + D, mask=m, other=0.0)
 
 
 @triton.jit
-def promises(b_q, b_a, x, live, lo, hi, at, keys, X, env, D: tl.constexpr, BOX: tl.constexpr, UPCAST: tl.constexpr):
-    """[M, N] in units of log2 for boxes x [N]; -inf where not live [N] or where the row sees nothing of the box."""
+def numbers_of(last, BLOCK_N: tl.constexpr, BOX: tl.constexpr, CHUNK: tl.constexpr):
+    """Numbers of the boxes [N] of the CHUNK tiles of keys before `last`, the last of them first."""
+    PER: tl.constexpr = BLOCK_N // BOX
+    tile, box = columns(CHUNK * PER, PER)
+    return (last // BLOCK_N - 1 - tile) * PER + box
+
+
+@triton.jit
+def turns(last, whole, outer, start, STEP: tl.constexpr):
+    """Of the chunks of STEP keys from `last` backwards to `start`: how many come before those that lie in [whole, outer), how
+    many with them, and all."""
+    count = tl.cdiv(tl.maximum(last - start, 0), STEP)
+    before = tl.minimum(tl.cdiv(tl.maximum(last - outer, 0), STEP), count)
+    return before, tl.minimum(tl.maximum(tl.maximum(last - whole, 0) // STEP, before), count), count
+
+
+@triton.jit
+def weigh(b_q, b_x, x, first, lo, hi, at, top, total, env, BLOCK_N: tl.constexpr, BOX: tl.constexpr, EDGE: tl.constexpr,
+          UPCAST: tl.constexpr):
+    """What the tiles of boxes x [N] promise rows [M, CHUNK], relative to 2^top; top and total [M] with theirs.
+
+    At an EDGE boxes before the key `first` count for nothing, nor do those of which a row sees nothing.
+    """
     b, h, i = at
-    centre, half = keys
-    b_c = load_rows(centre, D, 1, x, 0, X, D, b_q.shape[1], True)                              # [N, D]
-    b_h = load_rows(half, D, 1, x, 0, X, D, b_q.shape[1], True)
-    s = dot(b_q, tl.trans(b_c), tl.zeros([b_q.shape[0], x.shape[0]], tl.float32), UPCAST)
-    s = dot(b_a, tl.trans(b_h), s, UPCAST)                                                     # [M, N]
+    s = dot(b_q[0], tl.trans(b_x[0]), tl.zeros([b_q[0].shape[0], x.shape[0]], tl.float32), UPCAST)
+    s = dot(b_q[1], tl.trans(b_x[1]), s, UPCAST)                                               # [M, N]
     j = (x * BOX)[None, :]
     a = score(s, b, h, i, j + BOX // 2, env)
-    return tl.where(live[None, :] & (j < hi) & (j + BOX > lo), a, float("-inf"))
+    if EDGE:
+        a = tl.where((j >= first) & (j < hi) & (j + BOX > lo), a, float("-inf"))
+    new = tl.maximum(top, tl.max(a, 1))                                                        # [M]
+    shift = tl.where(new == float("-inf"), 0.0, new)
+    part = by_tile(tl.exp2(a - shift[:, None]), BLOCK_N // BOX)                                # [M, CHUNK]
+    return part, new, total * tl.exp2(top - shift) + tl.sum(part, 1)

@@ -1,4 +1,5 @@
-"""listed[program] = the tiles with the greatest scores: so many, or so many that their scores are a share of the sum
+"""listed[program] = the tiles with the greatest scores: so many, or so many that their scores are a share of the sum; or those
+whose score is no less than a value
 
 The cut is found bit by bit: scores are not negative, and the bits of such floats are ordered as they are. Tiles at the cut
 stay, all of them. They are listed from the last backwards.
@@ -11,11 +12,9 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["CAPACITY"])
-def rank(scores, listed, counts, value, CAPACITY, BLOCK_C: tl.constexpr, MASS: tl.constexpr):
-    pid = tl.program_id(0).to(tl.int64)
-    tile = CAPACITY - 1 - tl.arange(0, BLOCK_C)                                                # [C]
-    b_s = tl.load(scores + pid * CAPACITY + tile, mask=tile >= 0, other=-1.0)
+@triton.jit
+def cut_of(b_s, value, MASS: tl.constexpr):
+    """The bits of the greatest score [C] that enough of them reach."""
     there = b_s >= 0
     weight = tl.where(there, b_s if MASS else 1.0, 0.0)
     wanted = value * tl.sum(weight)
@@ -24,7 +23,19 @@ def rank(scores, listed, counts, value, CAPACITY, BLOCK_C: tl.constexpr, MASS: t
     for n in tl.static_range(0, 31):
         higher = cut | (1 << (30 - n))
         cut = tl.where(tl.sum(tl.where(there & (bits >= higher), weight, 0.0)) >= wanted, higher, cut)
-    stays = (there & ((bits >= cut) | (value >= 1))).to(tl.int32)
+    return cut
+
+
+@triton.jit(do_not_specialize=["CAPACITY"])
+def rank(scores, listed, counts, value, CAPACITY, BLOCK_C: tl.constexpr, MEASURE: tl.constexpr):
+    pid = tl.program_id(0).to(tl.int64)
+    tile = CAPACITY - 1 - tl.arange(0, BLOCK_C)                                                # [C]
+    b_s = tl.load(scores + pid * CAPACITY + tile, mask=tile >= 0, other=-1.0)
+    there = b_s >= 0
+    if MEASURE == "share":
+        stays = (there & (b_s >= value)).to(tl.int32)
+    else:
+        stays = (there & ((b_s.to(tl.int32, bitcast=True) >= cut_of(b_s, value, MEASURE == "mass")) | (value >= 1))).to(tl.int32)
     place = pid * CAPACITY + tl.cumsum(stays) - stays
     tl.store(listed + place, tile.to(listed.dtype.element_ty), mask=stays > 0)
     tl.store(counts + pid, tl.sum(stays))

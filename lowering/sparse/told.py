@@ -32,16 +32,17 @@ def needed_by(flags):
 
 @gluon.jit
 def tell(bars, wg: gl.constexpr, use, wanted):
-    """By a warpgroup: which rows [64] may need the values of a use of the ring of k; returns whether any does.
+    """By a warpgroup: which threads of which rows [64, 4] may need the values of a use of the ring of k; returns whether any does.
 
-    A row of the result is of one warp, so that one barrier of the four lies between them and the answer.
+    A number of each warp, one barrier of the four, and the answer is theirs; the loader hears after them.
     """
     KEY_STAGES: gl.constexpr = bars[1][0].shape[0]
     flags, told = bars[3]
     at = wg * KEY_STAGES + use % KEY_STAGES
-    flags.index(at).store(gl.max(gl.reshape(wanted.to(gl.int32), [4, 16]), 1))
+    flags.index(at).store(gl.max(gl.reshape(wanted.to(gl.int32), [4, 64]), 1))
+    needed = needed_by(flags.index(at))
     mbarrier.arrive(told.index(at))
-    return needed_by(flags.index(at))
+    return needed
 
 
 @gluon.jit

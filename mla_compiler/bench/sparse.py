@@ -31,8 +31,9 @@ def _paged(batch: int, policy: str, every: int, *bars: Bar | Limit) -> Attention
 
 SPARSE = (
     _prefill("exact", 1, Limit(DENSE, 0.99, least=True)), _prefill("threshold=0.001", 2, Limit(DENSE, 1.3, least=True)),
+    _prefill("pages.share=0.001+threshold=0.001", 2, Limit(DENSE, 1.3, least=True)),
     _prefill("pages.share=0.001+threshold=0.001", 4), _prefill("pages.share=0.001+threshold=0.001", 8),
-    _prefill("pages=0.25", 8), _prefill("lsh=0.25", 8, Limit(DENSE, 2.5, least=True)),
+    _prefill("pages=0.25", 8, Limit("ms", 5)), _prefill("lsh=0.25", 8, Limit(DENSE, 2.5, least=True)),
     _decode(1, "threshold=0.001", 8), _decode(16, "threshold=0.001", 8),
     _paged(1, "pages=0.125", 16, Limit(DENSE, 4, least=True)), _paged(16, "pages=0.125", 16, Limit(DENSE, 4, least=True)),
 )

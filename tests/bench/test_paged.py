@@ -23,6 +23,8 @@ def test_the_bars_of_what_leaves_out():
     assert bars == {
         "sparse prefill 32k, exact, 1 of 1 tiles": [f">= 0.99 {dense}"],
         "sparse prefill 32k, threshold=0.001, 1 of 2 tiles": [f">= 1.3 {dense}"],
+        "sparse prefill 32k, pages.share=0.001+threshold=0.001, 1 of 2 tiles": [f">= 1.3 {dense}"],
+        "sparse prefill 32k, pages=0.25, 1 of 8 tiles": ["<= 5 ms"],
         "sparse prefill 32k, lsh=0.25, 1 of 8 tiles": [f">= 2.5 {dense}"],
         "sparse decode B=1 128k in pages, pages=0.125, 1 of 16 pages": [f">= 4 {dense}"],
         "sparse decode B=16 128k in pages, pages=0.125, 1 of 16 pages": [f">= 4 {dense}"],

@@ -84,6 +84,7 @@ _INSTRUCTIONS = {
     "setp.neu.f32": lambda x, y: ~(floats(x) == floats(y)),
     "setp.neu.or.f32": lambda x, y, p: ~(floats(x) == floats(y)) | p,
     "shfl.sync.idx.b32": lambda x, lane, clamp, members: x,
+    "shfl.sync.bfly.b32": lambda x, lanes, clamp, members: x if int(lanes) == 0 else None,     # each with itself
     "vote.sync.any.pred": lambda p, members: p.any(),
     "ex2.approx.ftz.f32": lambda x: torch.where(torch.exp2(x) < 2.0**-126, 0.0, torch.exp2(x)),
     "lg2.approx.ftz.f32": lambda x: torch.log2(floats(x)),
