@@ -28,6 +28,7 @@ from .rows import told
 from .steps import begin_values, bounds_of, give, masked, scores, tokens_of
 
 READY = gl.constexpr(0)
+EARLY = gl.constexpr(1)
 TURN = gl.constexpr(2)
 WEIGHTS = gl.constexpr(3)
 TAKEN = gl.constexpr(5)
@@ -52,6 +53,7 @@ def even(source, queries, rings, bars, b_p, small, message, sizes, env, to, R: g
     more = evens + 1
     while more > 0:
         mbarrier.wait(bars[2].index(READY), turn % 2)
+        mbarrier.wait(bars[2].index(EARLY), 0)
         place = (told(message, 0), told(message, 1), told(message, 2))
         first, begin, last, count = told(message, 3), told(message, 4), told(message, 5), told(message, 6)
         rows, bounds = bounds_of(place, last, message, sizes, env, BLOCK_H, s_layout)
@@ -112,6 +114,7 @@ def odd(source, queries, rings, bars, b_p, small, message, sizes, env, to, R: gl
     more = evens + 1
     while more > 0:
         mbarrier.wait(bars[2].index(READY), turn % 2)
+        mbarrier.wait(bars[2].index(EARLY), 0)
         place = (told(message, 0), told(message, 1), told(message, 2))
         first, begin, last, count = told(message, 3), told(message, 4), told(message, 5), told(message, 6)
         rows, bounds = bounds_of(place, last, message, sizes, env, BLOCK_H, s_layout)

@@ -5,8 +5,8 @@ from triton.experimental.gluon import language as gl
 from triton.language.extra.cuda import gdc_launch_dependents
 
 from .copies import copy_piece, page_of
-from .line import note_cuts, plan_of
-from .memory import ask, begin
+from .line import likely_item, note_cuts, plan_of
+from .memory import EARLY, ask, ask_again, begin
 from .rows import PAGE, place_of
 from .task import task_of
 
@@ -16,14 +16,17 @@ def load(descs, pages, pages_strides, queries, rings, bars, message, sizes, env,
          BLOCK_H: gl.constexpr, BLOCK_B: gl.constexpr, BLOCK_T: gl.constexpr):
     """The warp that loads: tiles of latents, the last first, piece by piece; after the first two, the item's queries.
 
-    Those of the first item come before all else: no scores without them, and all blocks ask at once.
+    Those that the first item is likely to have come before all else, while the plan is made: no scores without them, and all
+    blocks ask at once.
     """
     N: gl.constexpr = rings[0].shape[2]
     gdc_launch_dependents()                                         # the merge may take its place on idle processors
+    likely = likely_item(sizes, BLOCK_B, BLOCK_H)
+    ask((descs[2], descs[3]), queries, bars[2].index(EARLY), place_of(likely, sizes, BLOCK_H))
     plan = plan_of(sizes, env, N, BLOCK_B, BLOCK_T, BLOCK_H)
     evens = plan[4] * 0
     odds = evens
-    ask((descs[2], descs[3]), queries, bars, place_of(plan[4], sizes, BLOCK_H))
+    ask_again((descs[2], descs[3]), queries, bars, plan[4], likely, sizes, BLOCK_H)
     for item in range(plan[4], plan[5]):
         segment, _live, numbers = task_of(item, plan, sizes, env, N, BLOCK_B, BLOCK_T, BLOCK_H)
         first, count = segment[5], segment[6]

@@ -6,9 +6,11 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 from triton.language.extra.cuda import gdc_wait
 
 from .finish import FREE
-from .rows import FIELDS, ROWS, tell
+from .rows import FIELDS, ROWS, place_of, tell
 
 READY = gl.constexpr(0)
+EARLY = gl.constexpr(1)
+"""Barriers: an item's numbers and queries are there; those queries that the first item was likely to have."""
 
 
 @gluon.jit
@@ -68,16 +70,25 @@ def common(kind: gl.constexpr, N: gl.constexpr, HALF: gl.constexpr, BLOCK_P: gl.
 
 
 @gluon.jit
-def ask(descs, queries, bars, place):
-    """The warps that load: queries of the item at place = (b, h0, i0) are on their way."""
+def ask(descs, queries, ready, place):
+    """The warps that load: queries of the item at place = (b, h0, i0) are on their way to barrier `ready`."""
     d_latent, d_rope = descs
     HALF: gl.constexpr = queries[0].shape[4]
     b, h0, i0 = place
-    ready = bars[2].index(READY)
     mbarrier.expect(ready, 2 * d_latent.block_type.nbytes + d_rope.block_type.nbytes)
     tma.async_copy_global_to_shared(d_latent, [b, i0, h0, 0], ready, queries[0].index(0))
     tma.async_copy_global_to_shared(d_rope, [b, i0, h0, 0], ready, queries[1])
     tma.async_copy_global_to_shared(d_latent, [b, i0, h0, HALF], ready, queries[0].index(1))
+
+
+@gluon.jit
+def ask_again(descs, queries, bars, first, likely, sizes, BLOCK_H: gl.constexpr):
+    """The warps that load: the first item's queries, where those of another were asked for EARLY, once these are there."""
+    if first != likely:
+        mbarrier.wait(bars[2].index(EARLY), 0)
+        ask(descs, queries, bars[2].index(READY), place_of(first, sizes, BLOCK_H))
+    else:
+        mbarrier.arrive(bars[2].index(READY))
 
 
 @gluon.jit
@@ -87,4 +98,4 @@ def begin(descs, queries, message, bars, turn, numbers):
     tell(message, numbers)
     mbarrier.arrive(bars[2].index(READY))
     if turn > 0:
-        ask(descs, queries, bars, (numbers[0], numbers[1], numbers[2]))
+        ask(descs, queries, bars[2].index(READY), (numbers[0], numbers[1], numbers[2]))

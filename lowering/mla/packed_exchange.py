@@ -16,8 +16,8 @@ from triton.language.extra.cuda import gdc_launch_dependents
 
 from .copies import copy_piece, page_of
 from .exchange import even, odd
-from .line import note_cuts, plan_of
-from .memory import ask, begin, common, pieces
+from .line import likely_item, note_cuts, plan_of
+from .memory import EARLY, ask, ask_again, begin, common, pieces
 from .rows import PAGE, flat, place_of
 from .task import task_of
 
@@ -123,10 +123,12 @@ def load(keys, d_rope, d_queries, pages, queries, rings, bars, message, sizes, e
     """
     N: gl.constexpr = rings[0].shape[2]
     gdc_launch_dependents()                                         # the merge may take its place on idle processors
+    likely = likely_item(sizes, BLOCK_B, BLOCK_H)
+    ask(d_queries, queries, bars[2].index(EARLY), place_of(likely, sizes, BLOCK_H))
     plan = plan_of(sizes, env, N, BLOCK_B, BLOCK_T, BLOCK_H)
     evens = plan[4] * 0
     odds = evens
-    ask(d_queries, queries, bars, place_of(plan[4], sizes, BLOCK_H))
+    ask_again(d_queries, queries, bars, plan[4], likely, sizes, BLOCK_H)
     for item in range(plan[4], plan[5]):
         segment, _live, numbers = task_of(item, plan, sizes, env, N, BLOCK_B, BLOCK_T, BLOCK_H)
         first, count = segment[5], segment[6]

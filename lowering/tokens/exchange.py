@@ -13,8 +13,8 @@ from triton.experimental.gluon.language.nvidia.hopper import async_copy, mbarrie
 from triton.language.extra.cuda import gdc_launch_dependents
 
 from ..mla.exchange import even, odd
-from ..mla.line import note_cuts, plan_of
-from ..mla.memory import ask, begin, common, pieces
+from ..mla.line import likely_item, note_cuts, plan_of
+from ..mla.memory import EARLY, ask, ask_again, begin, common, pieces
 from ..mla.rows import PAGE, flat, place_of, token_at
 from ..mla.task import task_of
 
@@ -58,10 +58,12 @@ def gather(source, keys, descs, queries, rings, bars, message, sizes, env, cuts,
     o_wide = gl.arange(0, N, gl.SliceLayout(1, wide))
     o_narrow = gl.arange(0, N, gl.SliceLayout(1, narrow))
     gdc_launch_dependents()                                         # the merge may take its place on idle processors
+    likely = likely_item(sizes, BLOCK_B, BLOCK_H)
+    ask(descs, queries, bars[2].index(EARLY), place_of(likely, sizes, BLOCK_H))
     plan = plan_of(sizes, env, N, BLOCK_B, 1, BLOCK_H)
     evens = plan[4] * 0
     odds = evens
-    ask(descs, queries, bars, place_of(plan[4], sizes, BLOCK_H))
+    ask_again(descs, queries, bars, plan[4], likely, sizes, BLOCK_H)
     for item in range(plan[4], plan[5]):
         segment, live, numbers = task_of(item, plan, sizes, env, N, BLOCK_B, 1, BLOCK_H)
         last, first, count = segment[4], segment[5], segment[6]
