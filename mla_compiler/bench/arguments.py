@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="start no further case once this is spent")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too, after every case")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the kernels (needs matplotlib)")
-    parser.add_argument("--trace", type=Path, metavar="FILE.json", help="of serve: two steps with layers on the host, for chrome://tracing")
+    parser.add_argument("--trace", type=Path, metavar="FILE.json", help="of serve: four steps with layers on the host, for chrome://tracing")
     parser.add_argument("--tiny", action="store_true", help="the GPU's cases at a size for any machine, without bars")
 
 

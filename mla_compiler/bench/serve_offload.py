@@ -1,19 +1,18 @@
 """Decoding while layers lie on the host in turn: how much of the copying the other layers' work hides
 
-    100 x (copy + step - together) / copy
+    100 x (time that copies run - time that copies run and no kernel does) / time that copies run
 
-    step       of a cache that lies in the arena whole, eager as an offloaded one must be
-    copy       of the bytes that come back in a step, from pinned memory, with nothing beside it
-    together   a step of a cache whose layers take turns: each goes, its last page written out, and the next comes meanwhile
-
-By the wall clock, several steps at a time, the device idle at both ends; the three take turns. A copy can hide only behind as
-much work. A layer of one sequence of 32k tokens is 134 MB, and takes many times longer over the bus than a step takes to read
-it; so one layer in eight lies on the host, and comes back while seven run. Pages are of 256 tokens: no kernel reads them where
-attention is eager, and the host has a quarter of them to count.
+of the copies that bring layers back, in a trace of several steps: what a kernel runs beside is hidden, and a copy that the
+device waits for is not, nor one beside which the host has nothing launched. A step of a cache that lies in the arena whole is
+timed beside, in turns, by the wall clock; eager, as an offloaded one must be. A copy can hide only behind as much work: a layer
+of one sequence of 32k tokens is 134 MB, and takes many times longer over the bus than a step takes to read it; so one layer in
+eight lies on the host, and comes back while seven run. Pages are of 256 tokens: no kernel reads them where attention is eager,
+and the host has a quarter of them to count.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.profiler import profile, record_function
 
 from ..pool import KVPool
@@ -34,8 +34,12 @@ if TYPE_CHECKING:
     from .session import Session
 
 PAGE = 256
-CHECKED, STEPS, ROUNDS = 3, 8, 5
-"""Steps whose logits are compared; steps of a timed run; runs of each, after one that is not timed."""
+CHECKED, STEPS, ROUNDS, TRACED = 3, 8, 5, 4
+"""Steps whose logits are compared; steps of a timed run; runs of each, after one that is not timed; steps of a trace."""
+KINDS = {"cuda": DeviceType.CUDA, "cpu": DeviceType.CPU}
+NO_WORK = "Memcpy HtoD", "Memcpy DtoH", "step", "flashmla::"
+"""Names on the device of what goes over the bus, and of the ranges of a step and of the pool."""
+COPIES = {"cuda": "Memcpy HtoD", "cpu": "flashmla::pool.bring"}
 
 
 def run(case: Serving, names: list[str], session: Session) -> dict[str, float]:
@@ -45,13 +49,14 @@ def run(case: Serving, names: list[str], session: Session) -> dict[str, float]:
     here, away = (_cache(work, case, offload) for offload in (0, case.offload))
     _check(work, here, away)
     session.say(f"{case.name}: timing")
-    calls = _repeated(_step(work, here)), _repeated(_copies(work, case)), _repeated(_step(work, away))
+    calls = _repeated(_step(work, here)), _repeated(_step(work, away))
     rounds = [[_ms(call) for call in calls] for _ in range(1 + ROUNDS)][1:]
-    step, copy, together = (statistics.median(times) / STEPS for times in zip(*rounds, strict=True))
-    if session.given.trace is not None:
-        _trace(_step(work, away), session.given.trace)
-    hidden = 100 * (copy + step - together) / copy
-    return {"ms a step": step, "ms of copies": copy, "ms of both together": together, HIDDEN: hidden}
+    step, together = (statistics.median(times) / STEPS for times in zip(*rounds, strict=True))
+    copies, alone = _traced(_step(work, away), session.given.trace)
+    if not copies:
+        raise Wrong("layers on the host: no copy of them was traced")
+    return {"ms a step": step, "ms a step, layers on the host": together, "ms of copies": copies,
+            "ms of copies alone": alone, HIDDEN: 100 * (copies - alone) / copies}
 
 
 def _cache(work: Work, case: Serving, offload: int) -> PooledCache:
@@ -87,19 +92,6 @@ def _check(work: Work, here: PooledCache, away: PooledCache) -> None:
         raise Wrong("layers on the host: nothing lies there")
 
 
-def _copies(work: Work, case: Serving) -> Callable[[], None]:
-    """What comes back in a step: keys and values of so many layers."""
-    like = work.layers[0].keys[:, :, : case.context]
-    there = torch.empty(like.shape, dtype=like.dtype, pin_memory=like.is_cuda)
-    here = torch.empty(like.shape, dtype=like.dtype, device=like.device)
-
-    def copies() -> None:
-        for _ in range(2 * case.offload):
-            here.copy_(there, non_blocking=True)
-
-    return copies
-
-
 def _repeated(call: Callable[[], object]) -> Callable[[], None]:
     def calls() -> None:
         for _ in range(STEPS):
@@ -121,12 +113,30 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def _trace(step: Callable[[], object], path: Path) -> None:
-    """Two steps for chrome://tracing: the copies on a stream of their own, beside the kernels."""
+def _traced(step: Callable[[], object], path: Path | None) -> tuple[float, float]:
+    """(ms that copies of layers to the device run, ms that they run alone) of a step; the trace, for chrome://tracing.
+
+    Without a GPU the copies are the calls that make them, and nothing runs beside.
+    """
     _wait()
     with profile() as seen:
-        for _ in range(2):
+        for _ in range(TRACED):
             with record_function("step"):
                 step()
         _wait()
-    seen.export_chrome_trace(str(path))
+    if path is not None:
+        seen.export_chrome_trace(str(path))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    spans = [(x.name, x.time_range.start, x.time_range.end) for x in seen.events() if x.device_type == KINDS[device.type]]
+    copies = [span[1:] for span in spans if span[0].startswith(COPIES[device.type])]
+    kernels = [span[1:] for span in spans if device.type == "cuda" and not span[0].startswith(NO_WORK)]
+    return covered(copies) / TRACED / 1e3, (covered(copies + kernels) - covered(kernels)) / TRACED / 1e3
+
+
+def covered(spans: list[tuple[float, float]]) -> float:
+    """The length of the union of spans (start, end)."""
+    total, reached = 0.0, -math.inf
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total

@@ -67,10 +67,17 @@ def test_appends_and_turns_are_measured(tmp_path, capsys):
     assert bench.main([*TINY, "--cases", "append|offload", "--json", str(path), "--trace", str(trace)]) == 0
     append, offload = (row["figures"] for row in json.loads(path.read_text())["served"])
     assert append["% of the step"] == pytest.approx(append["us of appends"] / append["ms a step"] / 10)
-    assert min(offload["ms a step"], offload["ms of copies"], offload["ms of both together"]) > 0
+    assert min(offload["ms a step"], offload["ms of copies"], offload["ms a step, layers on the host"]) > 0
+    assert offload["ms of copies alone"] == offload["ms of copies"] and offload["% of the copy hidden"] == 0  # without a GPU
     names = [event.get("name") for event in json.loads(trace.read_text())["traceEvents"]]
-    assert names.count("step") == 2 and names.count("flashmla::pool.bring") >= 2
+    assert names.count("step") == serve_offload.TRACED and names.count("flashmla::pool.bring") >= 2
     assert "% of the copy hidden" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("spans, length", [
+    ([], 0), ([(1, 3)], 2), ([(4, 6), (1, 3)], 4), ([(1, 5), (2, 3), (4, 7)], 6), ([(1, 2), (1, 2), (2, 3)], 2)])
+def test_what_spans_cover(spans, length):
+    assert serve_offload.covered(spans) == length
 
 
 def test_other_numbers_on_the_host_are_found_out():
