@@ -34,7 +34,8 @@ CURVES = {
     "within rounding": ("error_budget=0.001953125",),
     "error_budget": ("error_budget=0.05", "error_budget=0.2", "error_budget=1"),
     "threshold": ("threshold=0.02", "threshold=0.05", "threshold=0.1", "threshold=0.2"),
-    "pages.share": ("pages.share=0.012+threshold=0.02", "pages.share=0.02+threshold=0.04", "pages.share=0.05+threshold=0.1"),
+    "pages.share": ("pages.share=0.01", "pages.share=0.02", "pages.share=0.035", "pages.share=0.06"),
+    "and threshold": ("pages.share=0.012+threshold=0.02", "pages.share=0.02+threshold=0.04", "pages.share=0.05+threshold=0.1"),
     "pages": ("pages=0.5", "pages=0.25", "pages.mass=0.95"),
     "lsh": ("lsh=0.5", "lsh=0.25", "lsh.mass=0.95"),
 }
