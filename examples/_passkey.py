@@ -30,7 +30,12 @@ def hidden(tokenizer: Any, text: Tensor, seed: int) -> tuple[Tensor, int]:
     return torch.tensor(ids, device=text.device), len(answer)
 
 
+def prompts(tokenizer: Any, texts: Sequence[Tensor], number: int) -> list[tuple[Tensor, int]]:
+    """So many, in the texts by turns, each with a key and a place of its own."""
+    return [hidden(tokenizer, texts[seed % len(texts)], seed) for seed in range(number)]
+
+
 def found(subject: Subject, prompts: Sequence[tuple[Tensor, int]], policies: Policies) -> str:
     """`3/4`: how many keys had each of their tokens as the likeliest."""
-    right = sum(bool((subject.run(ids, policies).top[-size:] == ids[-size:]).all()) for ids, size in prompts)
+    right = sum(bool((subject.run(ids, policies, last=size).top == ids[-size:]).all()) for ids, size in prompts)
     return f"{right}/{len(prompts)}" if prompts else ""

@@ -1,7 +1,7 @@
 """What leaving work out costs a trained model: policies side by side, each a curve of loss against work left out.
 
-    python examples/sparse_quality.py [TEXT ...] [--model DIR] [--tokens 2048] [--curves NAME,...] [--policy FILE] [--passkey 4]
-        [--layers REGEX] [--plot FILE.png]
+    python examples/sparse_quality.py [TEXT ...] [--model DIR] [--tokens 2048] [--windows 1] [--curves NAME,...]
+        [--layers REGEX] [--policy FILE ...] [--passkey 20 --passkey-tokens 1024] [--plot FILE.png]
 
 SmolLM2-135M unless another model is named; without a text it reads the sources of torch's Inductor. Loss is relative
 perplexity, ± one standard error; work is q.k and p.v, in FLOPs. One compilation serves every policy.
@@ -34,12 +34,13 @@ CURVES = {
     "within rounding": ("error_budget=0.001953125",),
     "error_budget": ("error_budget=0.05", "error_budget=0.2", "error_budget=1"),
     "threshold": ("threshold=0.02", "threshold=0.05", "threshold=0.1", "threshold=0.2"),
-    "pages.share": ("pages.share=0.012+threshold=0.02", "pages.share=0.02+threshold=0.04", "pages.share=0.05+threshold=0.1"),
+    "pages.share": ("pages.share=0.01", "pages.share=0.02", "pages.share=0.035", "pages.share=0.06"),
+    "and threshold": ("pages.share=0.012+threshold=0.02", "pages.share=0.02+threshold=0.04", "pages.share=0.05+threshold=0.1"),
     "pages": ("pages=0.5", "pages=0.25", "pages.mass=0.95"),
     "lsh": ("lsh=0.5", "lsh=0.25", "lsh.mass=0.95"),
 }
 """The first: what `exact` could leave out if it looked at the numbers, 2^-9 being what bfloat16 rounds by."""
-FILE = "policy file"
+FILE = "policy files"
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,11 @@ def main() -> int:
         print("--plot needs matplotlib", file=sys.stderr)
         return 2
     model, tokenizer = _models.smollm2(given.device) if given.model is None else load(given.model, given.device)
-    texts = [part.to(given.device) for part in windows(tokenizer, given.texts or [sources()], given.tokens, 1).held_out]
+    texts = [part.to(given.device) for part in windows(
+        tokenizer, given.texts or [sources()], given.tokens, given.windows).held_out]
     subject = Subject(model, Sparsity.parse("threshold=0.1"))
     layers = subject.layers(texts[0], given.layers)
-    prompts = [_passkey.hidden(tokenizer, texts[0], seed) for seed in range(given.passkey)]
+    prompts = _passkey.prompts(tokenizer, [ids[:given.passkey_tokens] for ids in texts], given.passkey)
     console = Console(width=160, highlight=False)
     console.print(f"{given.device}, {len(texts)} windows of {given.tokens} tokens, {len(layers)} layers", markup=False)
     exact = [subject.run(ids) for ids in texts]
@@ -81,9 +83,9 @@ def wanted(given: argparse.Namespace, layers: Sequence[str]) -> Iterator[tuple[s
     for curve in given.curves:
         for text in CURVES.get(curve, (curve,)):
             yield curve, text, dict.fromkeys(layers, Sparsity.parse(text))
-    if given.policy:
-        rules = Rules.read(given.policy)
-        yield FILE, Path(given.policy).name, {layer: rules.of(layer) for layer in layers}
+    for file in given.policy:
+        rules = Rules.read(file)
+        yield FILE, Path(file).name, {layer: rules.of(layer) for layer in layers}
 
 
 def measure(subject: Subject, name: tuple[str, str], policies: dict[str, Sparsity],
@@ -143,11 +145,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, metavar="DIR", help="a folder that transformers reads, or a .gguf file")
     parser.add_argument("--device", default=_models.default_device())
     parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--windows", type=int, default=1, metavar="N", help="of each text (default: %(default)s)")
     parser.add_argument("--curves", type=lambda text: [name for name in text.split(",") if name], default=list(CURVES),
                         help=f"of {', '.join(CURVES)}, or the texts of policies (default: all)")
-    parser.add_argument("--policy", metavar="FILE", help="one more: what flashmla calibrate wrote")
+    parser.add_argument("--policy", metavar="FILE", action="append", default=[], help="what flashmla calibrate wrote")
     parser.add_argument("--layers", default="", metavar="REGEX", help="only these; the others are exact and not counted")
-    parser.add_argument("--passkey", type=int, default=0, metavar="N", help="hide so many pass keys in text of the same length")
+    parser.add_argument("--passkey", type=int, default=0, metavar="N", help="hide so many pass keys, each in a prompt")
+    parser.add_argument("--passkey-tokens", type=int, metavar="N", help="of such a prompt (default: those of a window)")
     parser.add_argument("--plot", type=Path, metavar="FILE.png")
     return parser.parse_args()
 

@@ -13,8 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--loss", type=percent, default=0.005, metavar="0.5%",
                         help="how much the perplexity may grow, with one standard error (default: 0.5%%)")
     parser.add_argument("--policy", default="threshold", metavar="NAME",
-                        help="whose number is sought: threshold, error_budget, pages.share, pages.share+threshold=0.04, ... "
-                        "(default: %(default)s)")
+                        help="whose number is sought: threshold, error_budget, pages.share, pages.share+threshold=0.04, ...; "
+                        "pages.share+threshold: both numbers; of several, A,B, each layer has its own (default: %(default)s)")
     parser.add_argument("--layers", type=pattern, default="", metavar="REGEX",
                         help="only the layers in whose name this is found; the others stay exact and are not counted")
     parser.add_argument("--tokens", type=int, default=2048, metavar="N", help="of a window of text (default: %(default)s)")

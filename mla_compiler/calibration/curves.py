@@ -41,21 +41,27 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """Of one layer, from small values to large."""
+    """Of one layer."""
 
     layer: str
     points: tuple[Point, ...]
     weight: float = 0.0
 
 
-def family(text: str) -> Callable[[float], Sparsity]:
-    """`pages.share+threshold=0.04` -> value to policy. Raises OptionError for a text that names none."""
+def family(text: str) -> tuple[Sparsity, ...]:
+    """`pages.share, pages.share+threshold=0.04` -> what is tried of each: its number at every one of VALUES, and that of a
+    threshold which has none at those and what is above. Raises OptionError for a text that names none."""
+    return tuple(policy for part in text.split(",") for policy in _tried(part.strip()))
+
+
+def _tried(text: str) -> tuple[Sparsity, ...]:
     name, plus, then = text.partition("+")
+    free = then.strip() == "threshold"
+    after = {value: [f"threshold={other!r}" for other in VALUES if other >= value] if free else [then] for value in VALUES}
     try:
-        Sparsity.parse(f"{name}=1{plus}{then}")
+        return tuple(Sparsity.parse(f"{name}={value!r}{plus}{each}") for value in VALUES for each in after[value])
     except OptionError as error:
         raise OptionError(f"--policy {text!r} has no number to seek: {error.what}", "threshold, pages.share, ...") from error
-    return lambda value: Sparsity.parse(f"{name}={value!r}{plus}{then}")
 
 
 def curves(subject: Subject, ids: Tensor, policies: Sequence[Sparsity], layers: Sequence[str]) -> list[Curve]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import __version__
 from ..errors import OptionError
 from ..sparsity import FILE_FORMAT, Sparsity
-from .curves import SHORT, VALUES, Curve, curves, family, weigh, weighed
+from .curves import SHORT, Curve, curves, family, weigh, weighed
 from .search import TRIES, Measured, Policies, compare, search
 from .subject import Outcome, Subject
 from .texts import Windows, load, windows
@@ -26,10 +26,10 @@ from .texts import Windows, load, windows
 
 def run(given: argparse.Namespace) -> int:
     """0 if a policy was found and written, 1 if none keeps to the bound. Raises OptionError for what cannot be done."""
-    console, of = Console(width=None if sys.stdout.isatty() else 150, highlight=False), family(given.policy)
+    console, tried = Console(width=None if sys.stdout.isatty() else 150, highlight=False), family(given.policy)
     with _progress(console) as progress:
-        work = _work(given, of(VALUES[0]), progress)
-        found = search(work.weighed([of(value) for value in VALUES]), given.loss, work.calibrating)
+        work = _work(given, tried[0], progress)
+        found = search(work.weighed(tried), given.loss, work.calibrating)
         held_out = work.held_out(found[0]) if found else None
     if found is None or held_out is None:
         console.print(f"nothing written: none of {TRIES} tries kept to {given.loss:.2%}")

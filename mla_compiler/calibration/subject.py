@@ -27,7 +27,8 @@ Policies = Mapping[str, Sparsity]
 
 @dataclass(frozen=True)
 class Outcome:
-    """One window. hidden [T, C]; nll [T - 1], of each next token, in nats; top [T - 1], the likeliest; what was left out."""
+    """One window. hidden [T, C]; nll, of each next token, in nats, and top, the likeliest, [T - 1], or of the last ones alone;
+    what was left out."""
 
     hidden: Tensor
     nll: Tensor
@@ -49,14 +50,15 @@ class Subject:
         self._modules = sorted((name for name, _ in model.base_model.named_modules() if name), key=len)
         self._check_head()
 
-    def run(self, ids: Tensor, policies: Policies | None = None, observer: Observer | None = None) -> Outcome:
-        """ids [T] under `policies`: none is the exact attention."""
+    def run(self, ids: Tensor, policies: Policies | None = None, observer: Observer | None = None, last: int = 0) -> Outcome:
+        """ids [T] under `policies`: none is the exact attention. last: how many tokens' logits are wanted; 0: of all."""
         chosen = policies or {}
         accounts(forget=True)
         with torch.no_grad(), trying(lambda site, own: chosen.get(self.layer(site), EXACTLY), observer):
             hidden = self._forward(ids[None], use_cache=False).last_hidden_state[0]
-        losses = [(F.cross_entropy(logits, ids[rows + 1], reduction="none"), logits.argmax(-1))
-                  for rows, logits in self.logits(hidden[:-1])]
+        before, wanted = hidden[-1 - last:-1] if last else hidden[:-1], ids[-last:] if last else ids[1:]
+        losses = [(F.cross_entropy(logits, wanted[rows], reduction="none"), logits.argmax(-1))
+                  for rows, logits in self.logits(before)]
         nll, top = (torch.cat(parts) for parts in zip(*losses, strict=True))
         return Outcome(hidden, nll.double(), top, accounts(forget=True))
 

@@ -45,6 +45,9 @@ def test_exact_is_the_model(subject, ids, home):
     with torch.no_grad():
         logits = AutoModelForCausalLM.from_pretrained(home, dtype=torch.float64)(ids[None]).logits[0, :-1]
     torch.testing.assert_close(outcome.nll, F.cross_entropy(logits, ids[1:], reduction="none"), atol=1e-4, rtol=0)
+    end = subject.run(ids, last=7)
+    assert torch.equal(end.top, outcome.top[-7:])
+    torch.testing.assert_close(end.nll, outcome.nll[-7:], atol=1e-5, rtol=0)
     assert outcome.accounts.left_out == 0 and subject.layers(ids) == LAYERS and subject.layers(ids, "1[.]") == LAYERS[1:]
     with pytest.raises(OptionError, match="no attention of 'none' can"):
         subject.layers(ids, "none")

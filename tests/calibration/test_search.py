@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mla_compiler.calibration.allocation import NOTHING, allocate
 from mla_compiler.calibration.arguments import percent
-from mla_compiler.calibration.curves import Curve, Point, family, probe, weighed
+from mla_compiler.calibration.curves import VALUES, Curve, Point, family, probe, weighed
 from mla_compiler.calibration.search import Measured, search
 from mla_compiler.errors import OptionError
 from mla_compiler.sparsity import EXACTLY, Sparsity
@@ -87,9 +87,12 @@ def test_the_standard_error_counts():
 
 
 def test_a_family_is_a_policy_without_its_number():
-    assert family("threshold")(0.2) == Sparsity("threshold", "", 0.2)
-    assert family("pages.share+threshold=0.04")(0.2) == Sparsity("pages", "share", 0.2, 0.04)
-    for text in ("exact", "treshold", "threshold=0.1", "threshold+threshold=0.1"):
+    assert family("threshold") == tuple(Sparsity("threshold", "", value) for value in VALUES)
+    assert family("pages.share+threshold=0.04") == tuple(Sparsity("pages", "share", value, 0.04) for value in VALUES)
+    both = family("pages.share + threshold")
+    assert len(set(both)) == len(VALUES) * (len(VALUES) + 1) // 2 and all(policy.then >= policy.value for policy in both)
+    assert family("threshold, pages.share+threshold") == family("threshold") + both
+    for text in ("exact", "treshold", "threshold=0.1", "threshold+threshold=0.1", "threshold+threshold", "threshold,"):
         with pytest.raises(OptionError, match="no number to seek"):
             family(text)
 
