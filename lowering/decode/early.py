@@ -2,13 +2,23 @@
 
 The lengths are a read of memory away, and nothing is on its way until they are there. Where each item has one program to
 itself if the line is even, a program asks for the first tile of its item meanwhile; if the line is not even, it passes over it.
+
+A program may be on its processor before the kernel ahead has ended, its memory shared out and its barriers made.
 """
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..hooks import HAS_LO
+
+
+@gluon.jit
+def await_others():
+    """Until the kernels ahead have ended nothing is read or written; the kernel after this one may do the same."""
+    gdc_launch_dependents()
+    gdc_wait()
 
 
 @gluon.jit

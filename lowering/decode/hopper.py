@@ -20,7 +20,7 @@ from ..hopper.rings import ring, space
 from ..hopper.tiles import slot, uniform
 from .balance import divide, keys_of, keys_of_part, row_tiles
 from .consumer import consume
-from .early import asked_early
+from .early import asked_early, await_others
 
 
 @gluon.jit
@@ -104,6 +104,7 @@ def decode_hopper(q, q_strides, k, v, table, table_strides, out, out_strides, wo
     rings = (space(k, STAGES), space(v, STAGES), positions())
     bars = (ring(STAGES, WARPGROUPS), ring(STAGES, WARPGROUPS))
     fence_async_shared()
+    await_others()
     sizes = (B, H, T, S, FEW)
     tensors = (q, q_strides, out, out_strides, workspace, counters)
     if WARPGROUPS == 1:

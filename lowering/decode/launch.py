@@ -74,6 +74,5 @@ def launch_hopper(module: ModuleType, group: int, choice: Choice, q: Tensor, k: 
     table = k.table() if isinstance(k, Held) else (None, None)
     arguments = (q, q.stride(), *boxes, *table, out, out.stride(), workspace,
                  counters(q.device, items * warpgroups), batch, heads, queries, k.shape[2], choice.programs // items, *given)
-    early = {"launch_pdl": True} if isinstance(k, Held) and k.layout.chosen else {}       # it waits for the list itself
     start(module.decode_hopper, (choice.programs,), arguments, hopper_constants(group, choice, head_dim, v.shape[3]),
-          choice.warps, choice.stages, q.device.index, maxnreg=registers(choice, len(boxes) == 4), **early)
+          choice.warps, choice.stages, q.device.index, maxnreg=registers(choice, len(boxes) == 4), launch_pdl=True)

@@ -13,6 +13,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
 from ..hopper.rings import ring, space
 from ..hopper.tiles import slot
+from .early import await_others
 from .few import attend_in_registers
 from .few_join import FEW_ROWS
 from .hopper import positions
@@ -58,6 +59,7 @@ def decode_hopper(q, q_strides, k, k_scales, v, v_scales, table, table_strides, 
     env = operands
     packed = (packed_places((k, k_scales), STAGES), packed_places((v, v_scales), STAGES), positions())
     bars = (ring(STAGES, 1), ring(STAGES, 1))
+    await_others()
     sizes = (B, H, T, S, FEW)
     tensors = (q, q_strides, out, out_strides, workspace, counters)
     boxes = ((k, k_scales), (v, v_scales), (table, table_strides))

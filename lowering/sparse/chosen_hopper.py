@@ -1,10 +1,10 @@
 """o = sum over the keys of the chosen pages        the Hopper decode kernel over pages, of which `bounded` has listed some
 
-Takes the places of functions of `decode/pages.py`, `decode/hopper.py` and `decode/consumer.py`, as `chosen.py` does of the
-plain kernel. The table is the list [B, G, N] int64, page << 32 | number, of each KV head: key n of an item is row n % PAGE of
-entry n // PAGE. Masks and scores are asked at the true position, number * PAGE + n % PAGE, which the warp that loads leaves
-beside the rings before it says that the tile is coming: who has the tile has the position. When it writes that of use n, use
-n - STAGES - 1 has been multiplied, over quantised pages n - STAGES - WIDE - 2: there is room for 16.
+Takes the places of functions of `decode/{pages,hopper,early,consumer}.py`, as `chosen.py` does of the plain kernel. The table is
+the list [B, G, N] int64, page << 32 | number, of each KV head: key n of an item is row n % PAGE of entry n // PAGE. Masks and
+scores are asked at the true position, number * PAGE + n % PAGE, which the warp that loads leaves beside the rings before it says
+that the tile is coming: who has the tile has the position. When it writes that of use n, use n - STAGES - 1 has been multiplied,
+over quantised pages n - STAGES - WIDE - 2: there is room for 16.
 """
 
 from triton.experimental import gluon
@@ -38,6 +38,12 @@ def entries_of(table, b, head, number, sizes):
     p = table[0] + b.to(gl.int64) * strides[0] + head.to(gl.int64) * strides[1] + at.to(gl.int64) * strides[2]
     entry = gl.load(p, mask=(b < sizes[0]) & (at < sizes[3] // PAGE), other=0)
     return (entry >> 32).to(gl.int32), entry.to(gl.int32)
+
+
+@gluon.jit
+def await_others():
+    """Of the kernel ahead only the list is needed, which is waited for where it is read; all else was there before."""
+    return
 
 
 @gluon.jit
