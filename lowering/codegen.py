@@ -104,9 +104,9 @@ def _gluon(spec: AttentionSpec, family: str, layout: Layout | None) -> str:
         "HAS_LO": spec.lo != 0, "HAS_HI": spec.hi != sympy.oo, "HAS_SINK": spec.sink is not None, "SCALE": _scale(spec),
     }
     wanted = [*hooks(spec), *([PART] if layout is not None and layout.chosen else [])]
-    if family == "hopper":
+    if family in ("hopper", "decode_hopper"):
         flags |= {"HAS_RESIDUE": spec.residue != sympy.true, "HAS_TILE": spec.tile is not None}
-        if chosen(spec):
+        if family == "hopper" and chosen(spec):
             flags |= {"LISTED": chosen(spec) == "list", "THRESHOLD": decides(spec),
                       "BUDGET": spec.sparsity.policy == "error_budget"}
     else:

@@ -5,14 +5,14 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, warpgroup_mma, warpgroup_mma_wait
 
-from ..hooks import HAS_LO, HAS_SINK, sink
+from ..hooks import HAS_LO, HAS_RESIDUE, HAS_SINK, sink
 from ..hopper.rings import flat
 from ..hopper.softmax import join_sink
 from ..hopper.tiles import hull, least, most, slot, uniform
 from .balance import divide, keys_of, keys_of_part, parts_of, row_tiles
 from .early import asked_early, pass_over
 from .parts import join_parts, place, rows_of, store_part, store_rows
-from .weights import weigh_scores
+from .weights import class_of, weigh_scores
 
 
 @gluon.jit
@@ -62,13 +62,18 @@ def attend_tiles(b_q, rings, bars, use, first, count, at, lo, hi, span, env, STA
     beyond = uniform(least(hi))
     for t in range(count):
         slot_at, phase = slot(use + t, STAGES)
+        if HAS_RESIDUE:
+            shown = class_of(at[0], first + t * BLOCK_N, env, BLOCK_N)                         # while the tile is on its way
         mbarrier.wait(k_bars[0].index(slot_at), phase)
         j0 = first_key(rings, use + t, first + t * BLOCK_N)
         zero = gl.zeros([64, BLOCK_N], gl.float32, s_layout)
         s = warpgroup_mma(b_q, flat(b_k, slot_at).permute([1, 0]), zero, use_acc=False, is_async=True)
         s = warpgroup_mma_wait(0, [s])
         mbarrier.arrive(k_bars[1].index(slot_at))
-        if (j0 >= inside) & (j0 + BLOCK_N <= beyond):
+        whole = (j0 >= inside) & (j0 + BLOCK_N <= beyond)
+        if HAS_RESIDUE:
+            whole = whole & (shown == 2)
+        if whole:
             p, m, l, shrink = weigh_scores(s, m, l, j0, lo, hi, at, env, BLOCK_N, False)
         else:
             p, m, l, shrink = weigh_scores(s, m, l, j0, lo, hi, at, env, BLOCK_N, True)

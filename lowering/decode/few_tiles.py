@@ -10,7 +10,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from ..hooks import HAS_LO, score
+from ..hooks import HAS_LO, HAS_RESIDUE, score
 from ..hopper.rings import flat
 from ..hopper.softmax import SCALE, weigh
 from ..hopper.tiles import least, most, slot, uniform
@@ -18,6 +18,7 @@ from ..pages import FORMAT
 from .codes import numbers_of
 from .consumer import first_key
 from .few_join import FEW_ROWS, GROUPS, WARPS
+from .weights import class_of, masked
 
 
 @gluon.jit
@@ -74,9 +75,7 @@ def weigh_few(s, m, l, j, lo, hi, at, env, MASKED: gl.constexpr):
     if SCALE == 0.0:
         a = score(s, at[0], at[1], at[2], j, env)
     if MASKED:
-        a = gl.where(j < hi, a, float("-inf"))
-        if HAS_LO:
-            a = gl.where(j >= lo, a, float("-inf"))
+        a = masked(a, j, lo, hi, at, env)
     p, m, shrink = weigh(a, gl.max(a, 2), m)
     return p, m, l * shrink + gl.sum(p, 2), shrink
 
@@ -109,12 +108,16 @@ def attend_few(g: gl.constexpr, q, packed, bars, use, first, count, at, lo, hi, 
     lo, hi = gl.expand_dims(lo, 0), gl.expand_dims(hi, 0)
     for t in range((g + GROUPS - use % GROUPS) % GROUPS, count, GROUPS):
         slot_at, phase = slot(use + t, STAGES)
+        if HAS_RESIDUE:
+            shown = class_of(at[0], first + t * BLOCK_N, env, BLOCK_N)
         mbarrier.wait(bars[0][0].index(slot_at), phase)
         j0 = first_key(packed, use + t, first + t * BLOCK_N)
         s = scores(q, packed[0], slot_at, layout)
         mbarrier.arrive(bars[0][1].index(slot_at))
         j = columns(j0, BLOCK_N, layout, 2)
         whole = (j0 >= inside) & (j0 + BLOCK_N <= beyond)
+        if HAS_RESIDUE:
+            whole = whole & (shown == 2)
         if whole:
             p, m, l, shrink = weigh_few(s, m, l, j, lo, hi, at, env, False)
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sympy
 import torch
 
+from ... import expr as E
 from ...ir import AttentionSpec
 from ...pool.formats import FORMATS
 from ..choice import Choice, padded, programs
@@ -24,10 +25,13 @@ _MERGED = 8192  # elements of out that are merged at once
 
 
 def serves(spec: AttentionSpec, shape: Shape, dtype: torch.dtype, machine: Machine) -> bool:
-    """Whether there is a kernel: hulls that all heads share, in 16 bits, on a line that every program finds for itself."""
+    """Whether there is a kernel: hulls that all heads share, in 16 bits, on a line that every program finds for itself.
+
+    A residue is asked within the hull, no tile of which is left out: one that is a mask in memory, whose summary is the hull.
+    """
     return (
         addressable(spec, shape.head_dim, shape.value_dim, dtype, machine) and spec.kv_splits == 0
-        and spec.residue == sympy.true and same_for_all_heads(spec)
+        and (spec.residue == sympy.true or isinstance(spec.tile, E.Load)) and same_for_all_heads(spec)
         and batch_block(shape.batch) * power(shape.queries) <= MOST_BOUNDS
     )
 

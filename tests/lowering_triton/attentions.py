@@ -32,6 +32,11 @@ CASES = {
         "tile: T2[0, 0, i // 64, j // 64]; sink: F3[h]", ("steady_mask", "hull", "classes", "sinks"),
         queries=70, keys=130, heads=1,
     ),
+    "mask of a step": Case(
+        "score: 0.25*s; lo: T1[b, 0, i, 0]; hi: min(T1[b, 0, i, 1], n0); residue: M0[b, 0, i, j]; "
+        "tile: T2[b, 0, i // 64, j // 64]; group: 2", ("step_mask", "step_hull", "step_classes"), sizes=(1 << 20,), batch=2,
+        queries=5, keys=330,
+    ),
     "live length": Case("score: 0.25*s; hi: T0[b] + 1", ("lengths",), batch=2),
     "a length for all": Case("score: x0*s; hi: T0[] + 1".replace("T0[]", "T0[()]"), ("length",), scalars=(0.25,)),
     "Python's division": Case("score: 0.25*s; residue: ((j - i) % 3 == 1) | ((j - i) // 5 == -2)"),

@@ -236,21 +236,44 @@ def mask(case: Case) -> Tensor:
 
 
 def hull(case: Case) -> Tensor:
-    return _summary(case)[0]
+    return _summary(steady_mask(case))[0]
 
 
 def classes(case: Case) -> Tensor:
-    return _summary(case)[1]
+    return _summary(steady_mask(case))[1]
 
 
-def _summary(case: Case) -> tuple[Tensor, Tensor]:
+def _summary(mask: Tensor) -> tuple[Tensor, Tensor]:
     from mla_compiler.lowering import cpu
 
-    torch.manual_seed(1)
-    return cpu.summarize(steady_mask(case))
+    return cpu.summarize(mask)
 
 
 def steady_mask(case: Case) -> Tensor:
     """The same in every call: what `hull` and `classes` summarise."""
     torch.manual_seed(1)
     return mask(case)
+
+
+def step_mask(case: Case) -> Tensor:
+    """[B, 1, T, S]: padding to the left, a hole, room to the right; in the first sequence the first row sees nothing."""
+    i, j = torch.arange(case.queries)[:, None], torch.arange(case.keys)
+    start = torch.linspace(0, case.keys // 3, case.batch).long()[:, None, None, None]
+    hole = (j >= case.keys // 2) & (j < case.keys // 2 + 20)
+    seen = (j >= start) & (j < case.keys - case.queries - 20 + i) & ~hole
+    seen[0, :, 0] = False
+    return seen
+
+
+def blank_mask(case: Case) -> Tensor:
+    """`step_mask` without what its classes tell."""
+    whole = step_classes(case).repeat_interleave(64, 2)[:, :, : case.queries] == 2
+    return step_mask(case) & ~whole.repeat_interleave(64, 3)[..., : case.keys]
+
+
+def step_hull(case: Case) -> Tensor:
+    return _summary(step_mask(case))[0]
+
+
+def step_classes(case: Case) -> Tensor:
+    return _summary(step_mask(case))[1]

@@ -94,7 +94,17 @@ def test_codes_become_numbers_in_the_registers_that_multiply(format, dims, dtype
     assert sum(len(re.findall(work, piece)) for piece in pieces) <= 2.7 * numbers
 
 
-@pytest.mark.parametrize("name", ["full", "window", "sinks", "softcap"])
+@pytest.mark.parametrize("queries", [1, 5, 16])
+@pytest.mark.parametrize("dims", [(64, 64), (128, 128), (256, 256)], ids=str)
+def test_with_a_mask_in_memory_the_loop_spills_nothing(dims, queries):
+    kernel = kernel_of("mask of a step", dims, queries)
+    if not kernel.sass:
+        pytest.skip("no disassembler")
+    assert kernel.name == "decode_hopper" and "BRA.DIV" not in kernel.sass
+    assert loops(kernel.sass) and not any("STL" in piece or "LDL" in piece for piece in loops(kernel.sass))
+
+
+@pytest.mark.parametrize("name", ["full", "window", "sinks", "softcap", "mask of a step"])
 def test_every_hull_compiles(name):
     assert kernel_of(name).name == "decode_hopper"
     assert quantised(name, "int8", (128, 128), torch.bfloat16, 1).name == "decode_hopper"

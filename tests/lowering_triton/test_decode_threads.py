@@ -17,7 +17,7 @@ from tests.pool.test_bounds import CASES as CHOSEN
 from tests.pool.test_bounds import problem
 
 from .attentions import CASES
-from .cases import Case, errors
+from .cases import Case, errors, run
 from .gluon.language import Language
 from .gluon.memory import Descriptor, tensor
 from .gluon.run import functions
@@ -50,6 +50,16 @@ def chosen_pages(arguments: dict, choice: Choice, late: bool) -> tuple[float, fl
 
 def ran(case: Case, late: bool) -> tuple[float, float, bool]:
     """(the kernel's error, the formula's, whether every counter is zero again)."""
+    measured = on_threads(errors, case, late)
+    return *measured, not counters.counters(torch.device("cpu"), 1024).any()
+
+
+def output(case: Case) -> torch.Tensor:
+    return on_threads(run, case, True)
+
+
+def on_threads(function, case: Case, late: bool):
+    """function(case), its kernel run as threads."""
     layout = Layout(case.format, case.page) if case.page else None
     source = codegen.source(AttentionSpec.parse(case.spec), FAMILY, layout)
 
@@ -59,17 +69,21 @@ def ran(case: Case, late: bool) -> tuple[float, float, bool]:
     kernel = SimpleNamespace(decode_hopper=None)
     with mock.patch.object(gpu, "kernel", lambda *_: kernel), mock.patch.object(decode, "start", start), \
             mock.patch.object(decode, "describe", Descriptor):
-        measured = errors(case)
-    return *measured, not counters.counters(torch.device("cpu"), 1024).any()
+        return function(case)
 
 
-def check(interpreted, case: Case, programs: int, block_n: int = 64, stages: int = 2, late: bool = True) -> None:
+def cut(case: Case, programs: int, block_n: int = 64, stages: int = 2) -> Case:
+    """By so many programs in such tiles."""
     rows = AttentionSpec.parse(case.spec).group * case.queries
     few = case.format != "plain" and rows <= 16
     block_m = 16 if few else 64 if rows <= 64 else 128
     choice = Choice(FAMILY, block_m, block_n, 4, stages, programs=programs, block_b=batch_block(case.batch),
                     block_t=power(case.queries), block_r=min(4, power(rows)))
-    error, formula, clean = interpreted(ran, case.but(choice=choice), late)
+    return case.but(choice=choice)
+
+
+def check(interpreted, case: Case, programs: int, block_n: int = 64, stages: int = 2, late: bool = True) -> None:
+    error, formula, clean = interpreted(ran, cut(case, programs, block_n, stages), late)
     assert clean
     assert error <= 2 * formula, f"{error} from the truth, the formula is {formula}: {case}"
 
@@ -152,6 +166,32 @@ def test_what_takes_its_place_reads_chosen_pages_in_tiles_that_divide_them(page)
     spec = AttentionSpec.parse("score: s; hi: T0[b] + 1; group: 4")
     choice = gpu._plain_decode(spec, torch.zeros(1, 8, 1, 64, dtype=torch.float16), keys, values)
     assert choice.family == "decode" and page % choice.block_n == 0
+
+
+MASK = CASES["mask of a step"].but(batch=3, heads=4, keys=704)
+
+
+@pytest.mark.parametrize("late", [True, False])
+@pytest.mark.parametrize("page", [0, 64])
+@pytest.mark.parametrize("queries, programs, block_n", [(1, 4, 64), (1, 13, 32), (5, 6, 64), (33, 13, 64), (5, 7, 128)])
+def test_masks_in_memory(interpreted, queries, programs, block_n, page, late):
+    """Read in tiles that their classes do not show whole, by one warpgroup and by two."""
+    page = max(page, block_n) if page else 0
+    check(interpreted, MASK.but(queries=queries, page=page, keys=768 if page > 64 else 704), programs, block_n, late=late)
+
+
+@pytest.mark.parametrize("format", ["int8", "fp8"])
+@pytest.mark.parametrize("queries", [1, 5, 12])
+def test_masks_in_memory_over_quantised_pages(interpreted, queries, format):
+    check(interpreted, MASK.but(queries=queries, page=64, format=format, dtype=torch.float16), 7, 64, 4)
+
+
+@pytest.mark.parametrize("format", ["plain", "int8"])
+@pytest.mark.parametrize("queries", [1, 5])
+def test_masks_are_not_read_where_all_of_a_tile_is_seen(interpreted, queries, format):
+    case = cut(MASK.but(queries=queries, page=64, format=format, dtype=torch.float16), 7, stages=4)
+    blank = case.but(tables=("blank_mask", *case.tables[1:]))
+    assert torch.equal(interpreted(output, blank), interpreted(output, case))
 
 
 @pytest.mark.parametrize("late", [True, False])

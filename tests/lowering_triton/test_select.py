@@ -71,10 +71,17 @@ def test_what_the_hopper_kernel_leaves_to_plain_triton(changes):
     {"dtype": torch.float32}, {"machine": MACHINES["sm_100"]}, {"machine": MACHINES["sm_80"]}, {"dim": 100}, {"batch": 1 << 15},
     {"spec": AttentionSpec.parse("score: s; hi: i + 1; group: 4; kv_splits: 2")},
     {"spec": AttentionSpec.parse("score: s; hi: i + h; group: 4")},
-    *({"spec": AttentionSpec.parse(CASES[name].spec)} for name in ("documents", "padding", "mask, summarised", "bias")),
+    *({"spec": AttentionSpec.parse(CASES[name].spec)} for name in ("documents", "documents, bounded", "padding", "bias")),
+    {"spec": AttentionSpec.parse("score: s; lo: T0[b, h, i, 0]; residue: M1[b, h, i, j]; tile: T2[b, h, 0, j//64]; group: 4")},
 ], ids=str)
 def test_what_the_hopper_decode_kernel_leaves_to_plain_triton(changes):
     assert chosen(queries=1).family == "decode_hopper" and chosen(**{"queries": 1, **changes}).family == "decode"
+
+
+@pytest.mark.parametrize("name", ["mask, summarised", "mask of a step"])
+def test_on_hopper_a_step_with_a_mask_in_memory(name):
+    spec = AttentionSpec.parse(CASES[name].spec)
+    assert chosen(spec=spec, queries=1).family == chosen(spec=spec, queries=16).family == "decode_hopper"
 
 
 def paged(queries=1, dim=128, dtype=torch.bfloat16, machine=H100, format="plain", page=64, chosen=False):

@@ -10,6 +10,9 @@ from torch._dynamo.utils import counters
 from transformers import CompileConfig
 
 from mla_compiler import KVPool, PooledCache, PoolError, PoolExhausted
+from mla_compiler.ir import AttentionSpec
+from mla_compiler.lowering.machine import MACHINES
+from mla_compiler.lowering.select import choose_paged
 from tests.harness import FAST, watching
 
 from .test_cache import MODELS, WAYS, generated, prompt
@@ -75,6 +78,14 @@ def test_generate_compiles_its_steps(name, way, padded):
         assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
     seen.assert_each_graph(model.config.num_hidden_layers, {})
     assert {site.pages for site in seen.sites} == {"pages of 4"}
+    assert {on_hopper(site.spec, format) for site in seen.sites for format in ("plain", "int8", "fp8")} == {"decode_hopper"}
+
+
+def on_hopper(spec, format):
+    """The kernel of a step by that spec in a model of common sizes."""
+    spec = AttentionSpec.parse(spec)
+    sizes = 16, 8 * spec.group, 1, 8192, 128, 128
+    return choose_paged(spec, *sizes, torch.bfloat16, MACHINES["sm_90"], format, 64).family
 
 
 @pytest.mark.parametrize(("name", "way", "padded"), [("gemma", "beams", True), ("llama", "sampled beams", False)])
