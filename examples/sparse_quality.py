@@ -71,7 +71,7 @@ def main() -> int:
     rows = [Row("exact", "exact", compare(exact, exact, texts, given.layers), _passkey.found(subject, prompts, {}))]
     for curve, name, policies in wanted(given, layers):
         rows.append(measure(subject, (curve, name), policies, (exact, texts, prompts), given.layers))
-        console.print(f"{name}: {rows[-1].found or rows[-1].refused}", markup=False)
+        console.print(f"{name}: {rows[-1].found or rows[-1].refused}", f"keys {rows[-1].keys}" * bool(prompts), markup=False)
     console.print(table(rows))
     if given.plot:
         draw(rows, given.plot)
