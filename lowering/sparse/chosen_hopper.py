@@ -1,10 +1,10 @@
 """o = sum over the keys of the chosen pages        the Hopper decode kernel over pages, of which `bounded` has listed some
 
-Takes the places of functions of `decode/{pages,hopper,early,consumer}.py`, as `chosen.py` does of the plain kernel. The table is
-the list [B, G, N] int64, page << 32 | number, of each KV head: key n of an item is row n % PAGE of entry n // PAGE. Masks and
-scores are asked at the true position, number * PAGE + n % PAGE, which the warp that loads leaves beside the rings before it says
-that the tile is coming: who has the tile has the position. When it writes that of use n, use n - STAGES - 1 has been multiplied,
-over quantised pages n - STAGES - WIDE - 2: there is room for 16.
+Takes the places of functions of `decode/{pages,hopper,early,consumer}.py`, as `chosen.py` does of the plain kernel. The table
+is the list [B, G, N] int64, page << 32 | number, of each KV head: key n of an item is row n % PAGE of entry n // PAGE. Masks
+and scores are asked at the true position, number * PAGE + n % PAGE, which the warp that loads leaves beside the rings before
+it says that the tile is coming: who has the tile has the position. When it writes that of use n, use n - STAGES - 1 has been
+multiplied, over quantised pages n - STAGES - WIDE - 2: there is room for 16.
 """
 
 from triton.experimental import gluon
