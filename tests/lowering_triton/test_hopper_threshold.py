@@ -10,6 +10,7 @@ import torch
 from mla_compiler.ir import AttentionSpec
 from mla_compiler.lowering import codegen, gpu, reference
 from mla_compiler.lowering.compile import compile_kernel
+from mla_compiler.lowering.hopper import launch as hopper
 from mla_compiler.lowering.hopper.config import configure, serves
 from mla_compiler.lowering.sparse import reference as sparse
 
@@ -135,6 +136,23 @@ def test_a_broken_protocol_is_found(wrong, right, found, launch, monkeypatch):
             arguments = gpu.operands(spec, [], [], [])
             launch(spec, choice_of(spec, case), given.q, given.k, given.v, arguments, out, late=late, text=text)
             compare(out, kept, case, spec, given, 128, 64)
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_items_of_one_tile_that_is_made_clean(launch, late, monkeypatch):
+    """One tile of queries has room, and the values of an item's only tile are awaited before the next item's queries."""
+    monkeypatch.setattr(hopper, "query_stages", lambda *_: 1)
+    monkeypatch.setattr(hopper, "_fixed", hopper._fixed.__wrapped__)
+    monkeypatch.setattr(barriers, "SECONDS", 5)
+    q, k, v = (torch.randn(1, 6, length, 32, dtype=torch.bfloat16) for length in (100, 300, 300))
+    for x in (k, v):
+        x[:, :, 100:] = torch.nan
+    spec = AttentionSpec.parse("score: 0.2*s; hi: i + 1; sparsity: threshold=1e-30")
+    out = torch.full_like(q, torch.nan)
+    launch(spec, configure(spec, 32, 32, H100), q, k, v, gpu.operands(spec, [], [], []), out, 1, late)
+    seen = [q, k[:, :, :100].clone(), v[:, :, :100].clone(), [], [], [], "score: 0.2*s; hi: i + 1"]
+    truth = reference.attend(*seen)
+    assert (out - truth).abs().max() <= 2 * (reference.attend(*seen, dtype=q.dtype) - truth).abs().max()
 
 
 def test_tiles_are_met_inward(launch):
