@@ -43,7 +43,7 @@ def first_tile(wg: gl.constexpr, block, n, use, item, j0, rows, before, packed, 
     if use > 0:
         done, scale = before
         store(to, wg, done[0], done[1], done[2] + wg * 64, (acc * scale[:, None]).to(bufs[2][0].dtype))
-    clean(bufs[2][0], bars[2], use, j0, item, sizes[2])
+    clean(wg, bufs, bars, use, j0, item, sizes[2])
     return m, l, packed
 
 
@@ -62,7 +62,7 @@ def other_tiles(wg: gl.constexpr, block, n, use, item, p_list, rows, packed, acc
                                              region == 0, PING_PONG, OVERLAP)
             acc = rescaled(acc, shrink)
             if region == 0:
-                clean(bufs[2][0], bars[2], use + t, j0, item, sizes[2])
+                clean(wg, bufs, bars, use + t, j0, item, sizes[2])
     return packed, acc, m, l
 
 

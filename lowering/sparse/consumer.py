@@ -32,8 +32,7 @@ def first_tile(wg: gl.constexpr, block, n, use, item, j0, rows, least):
     s = warpgroup_mma_wait(0, [begin(wg, bufs, bars, n, use)])
     mbarrier.arrive(bars[1][1].index(use % bars[1][0].shape[0]))
     a, highest, needed, y = vote(wg, bars, use, s, j0, rows, y, least, env, BLOCK_N, True)
-    if needed > 0:
-        clean(bufs[2][0], bars[2], use, j0, item, sizes[2])
+    clean(wg, bufs, bars, use, j0, item, sizes[2])
     return (a, highest, needed), (nothing, thread_sums(gl.zeros([64, BLOCK_N], gl.float32, layout)), y)
 
 
@@ -49,8 +48,8 @@ def other_tiles(wg: gl.constexpr, block, n, use, item, p_list, rows, before, sum
         for t in range((1, right, left)[region], (right, left, count)[region]):
             j0 = place(item, t, p_list, sizes, BLOCK_N)
             before, sums, acc = step(wg, bufs, bars, n, use + t, j0, rows, before, sums, acc, least, env, region != 1)
-            if region != 1 and before[2] > 0:
-                clean(bufs[2][0], bars[2], use + t, j0, item, sizes[2])
+            if region != 1:
+                clean(wg, bufs, bars, use + t, j0, item, sizes[2])
     return before, sums, acc
 
 

@@ -1,7 +1,8 @@
 """The loader of the Hopper kernel with a threshold: K of each tile of keys, and V of those that a warpgroup has asked for
 
 As `load` of `hopper/kernel.py`, whose place this takes. V of a tile comes when it is known who needs it, while K of the next
-ones is on its way: the ring of k is a stage longer than it is behind.
+ones is on its way: the ring of k is a stage longer than it is behind. An item ends with the values of its last tiles, which
+those who multiply wait for before they begin another.
 """
 
 from triton.experimental import gluon
@@ -39,29 +40,24 @@ def load(descs, bufs, bars, items, lists, sizes, GROUP: gl.constexpr):
     WARPGROUPS: gl.constexpr = b_q[0].shape[0] // QUERIES
     use = 0
     n = 0
-    before = (sizes[0] * 0, sizes[0] * 0, sizes[0] * 0)
-    earlier = (sizes[0] * 0, sizes[0] * 0, sizes[0] * 0)           # not `before`: Triton would not carry it round the loop
     item = receive(items, 0)
     while item[7] > 0:
         b = item[0]
         h = item[1]
+        count = item[7]
         p_list = list_of(lists, n, item, sizes)
-        nearly = gl.maximum(item[7] - AHEAD, 0)
-        for t in range(item[7]):
+        nearly = gl.maximum(count - AHEAD, 0)
+        for t in range(count + BEHIND):
             mbarrier.arrive(items[3], pred=t == nearly)
-            j0 = place(item, t, p_list, sizes, BLOCK_N)
-            if QUERIES > 1 and t == 0:
-                load_tile(q, b_q, bars[0], n, b, h, item[2], WARPGROUPS)
-            load_tile(k, b_k, bars[1], use, b, h // GROUP, j0, 1)
-            if use >= BEHIND:
-                load_values(v, b_v, bars, use - BEHIND, earlier if BEHIND == 2 else before)
-            if QUERIES == 1 and t == 0:
-                load_tile(q, b_q, bars[0], n, b, h, item[2], WARPGROUPS)
-            earlier = before
-            before = (b, h // GROUP, j0)
-            use += 1
+            if t < count:
+                if QUERIES > 1 and t == 0:
+                    load_tile(q, b_q, bars[0], n, b, h, item[2], WARPGROUPS)
+                load_tile(k, b_k, bars[1], use + t, b, h // GROUP, place(item, t, p_list, sizes, BLOCK_N), 1)
+                if QUERIES == 1 and t == 0:
+                    load_tile(q, b_q, bars[0], n, b, h, item[2], WARPGROUPS)
+            if t >= BEHIND:
+                j0 = place(item, t - BEHIND, p_list, sizes, BLOCK_N)
+                load_values(v, b_v, bars, use + t - BEHIND, (b, h // GROUP, j0))
+        use += count
         n += 1
         item = receive(items, n)
-    if BEHIND == 2 and use > 1:
-        load_values(v, b_v, bars, use - 2, earlier)
-    load_values(v, b_v, bars, use - 1, before)

@@ -101,7 +101,7 @@ class Language(Tensors):
     def inline_asm_elementwise(self, text: str, constraints: str, given: list[Any], dtype: torch.dtype, is_pure: bool,
                                pack: int) -> Tensor | None:
         if text.startswith("bar."):
-            return self._turn(text)
+            return self._turn(text.replace("$1", str(int(given[0])) if given else ""))
         if "prefetch" in text:                                      # changes nothing
             return None
         given = torch.broadcast_tensors(*map(torch.as_tensor, given))
@@ -115,9 +115,11 @@ class Language(Tensors):
         return tensor(torch.stack(found, -1).reshape(given[0].shape) if pack > 1 else found[0])
 
     def _turn(self, text: str) -> None:
-        operation, barrier = re.match(r"bar\.(\w+) (\d+), 256", text).groups()
+        operation, barrier, threads = re.match(r"bar\.(\w+) (\d+), (\d+)", text).groups()
+        if threads == "32":                                         # a warp, which is one thread here
+            return
         turn = self.here.turns[int(barrier)]
         if operation == "arrive":
-            turn.release()
+            turn.release(int(threads) // 128 - 1)
         elif not turn.acquire(timeout=barriers.SECONDS):
             raise Stuck(f"turn {barrier}")
