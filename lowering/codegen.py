@@ -66,7 +66,7 @@ _CHOSEN_HOPPER = ("sparse/kept.py", "sparse/chosen_hopper.py")
 _UNPACKED = ("decode/unpack.py",)
 """The same where pages are quantised."""
 _INWARD = ("sparse/inward.py",)
-_DECIDES = ("sparse/told.py", "sparse/decide.py", "sparse/consumer.py", "sparse/loader.py")
+_DECIDES = ("sparse/told.py", "sparse/vote.py", "sparse/decide.py", "sparse/consumer.py", "sparse/loader.py")
 """The same of the Hopper kernel of prefill: which tiles it meets, and what it does by a threshold of its own."""
 
 
