@@ -69,7 +69,7 @@ _PACKED = (
     "decode/unpack.py", "decode/codes.py", "decode/few_join.py", "decode/few_tiles.py", "decode/few.py", "decode/packed.py")
 """The same where pages are quantised."""
 _INWARD = ("sparse/inward.py",)
-_DECIDES = ("sparse/told.py", "sparse/decide.py", "sparse/consumer.py", "sparse/loader.py")
+_DECIDES = ("sparse/told.py", "sparse/vote.py", "sparse/decide.py", "sparse/consumer.py", "sparse/loader.py")
 """The same of the Hopper kernel of prefill: which tiles it meets, and what it does by a threshold of its own."""
 
 

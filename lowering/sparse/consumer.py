@@ -14,8 +14,9 @@ from ..hopper.products import clean
 from ..hopper.results import factor, store
 from ..hopper.tiles import slot
 from ..hopper.weigh import thread_sums
-from .decide import begin, last_values, smallest, step, vote
+from .decide import begin, last_values, step
 from .inward import list_of, place
+from .vote import smallest, vote
 
 
 @gluon.jit
