@@ -67,7 +67,13 @@ def extents(B, T, S, env, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_T:
 @triton.jit
 def divide(B, T, S, items, FEW, env, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_T: tl.constexpr):
     """The line: begin, tiles and where it ends, of each sequence [BLOCK_B]; its cut: each, whether it is even."""
-    begin, tiles = extents(B, T, S, env, BLOCK_N, BLOCK_B, BLOCK_T)
+    return cut(extents(B, T, S, env, BLOCK_N, BLOCK_B, BLOCK_T), items, FEW, BLOCK_N, BLOCK_B)
+
+
+@triton.jit
+def cut(found, items, FEW, BLOCK_N: tl.constexpr, BLOCK_B: tl.constexpr):
+    """The line of what `extents` found."""
+    begin, tiles = found
     ends = tiles * items
     if BLOCK_B > 1:
         ends = tl.associative_scan(ends, 0, total_of)

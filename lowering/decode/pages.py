@@ -3,8 +3,9 @@
 Takes the places of functions of `hopper.py` and `balance.py`. k and v are descriptors of the stores [P, G, PAGE, .] in tiles of
 BLOCK_N keys, which divides PAGE: tiles begin at its multiples, and each is one box of one page. table: [B, N] of integers,
 N = S // PAGE; a negative page counts from the last.
-The warp that loads holds HELD entries of the table in registers and has the next ones on their way, also where an item ends:
-no box waits for an entry but the first. Those of its item in an even line are asked for before the lengths are there.
+The warp that loads holds HELD entries of the table in registers and asks for the next ones behind the boxes of these, also where
+an item ends: they are there before a box finds room. Asked for beside the lengths are the first of its item in an even line,
+and those of its share if the sequence fills the table.
 Traffic: as `hopper.py`, and 4 or 8 bytes a page and KV head.
 """
 
@@ -13,7 +14,7 @@ from triton.experimental.gluon import language as gl
 
 from ..hopper.tiles import uniform
 from ..pages import PAGE
-from .balance import divide, keys_of, keys_of_part, of, reach, row_tiles
+from .balance import cut, keys_of, keys_of_part, of, reach, row_tiles
 from .early import asked_early
 from .hopper import load_tile, ordinals
 
@@ -73,15 +74,26 @@ def load_item(k, v, table, rings, bars, use, held, item, after, first, known, co
         if (owner != item) | (number < base) | ((first + end * BLOCK_N - 1) // PAGE >= base + HELD):
             entries = entries_of(table, item // items, head, number, sizes)
             base = number
-        here = entries
-        origin = base * PAGE
+        for t in range(gl.maximum(t0, known), end):
+            j0 = first + t * BLOCK_N
+            load_pair(k, v, rings, bars, use + t, entries, j0 // PAGE - base, head, j0 % PAGE, STAGES)
         owner = item + (end == count).to(gl.int32)
         base = gl.where(end == count, after, first + end * BLOCK_N) // PAGE
         entries = entries_of(table, owner // items, owner % items // tiles, base, sizes)
-        for t in range(gl.maximum(t0, known), end):
-            j0 = first + t * BLOCK_N
-            load_pair(k, v, rings, bars, use + t, here, (j0 - origin) // PAGE, head, j0 % PAGE, STAGES)
     return entries, owner, base
+
+
+@gluon.jit
+def entry_of_share(nth, S, FEW, BLOCK_N: gl.constexpr):
+    """From where on HELD entries serve the nth of FEW shares of an item that has nearly S keys."""
+    share = gl.cdiv(gl.cdiv(S, BLOCK_N), gl.maximum(FEW, 1)) * BLOCK_N // PAGE
+    return gl.maximum(nth * share - gl.maximum(HELD - 1 - share, 0), 0)
+
+
+@gluon.jit
+def either(later, x, y):
+    """The entries x if `later`, else y."""
+    return gl.where(later, x, y)
 
 
 @gluon.jit
@@ -93,16 +105,20 @@ def load(k, v, table, rings, bars, sizes, env, GROUP: gl.constexpr, STAGES: gl.c
     items = tiles * (H // GROUP)
     part = gl.program_id(0)
     early = asked_early(part, B, items, FEW)
+    found = extents(B, T, S, env, BLOCK_N, BLOCK_B, BLOCK_T)
     owner = part // gl.maximum(FEW, 1)
     entries = entries_of(table, owner // items, owner % items // tiles, 0, sizes)
+    base = entry_of_share(part - owner * FEW, S, FEW, BLOCK_N)
+    far = entries_of(table, owner // items, owner % items // tiles, base, sizes)
     if early:
         load_pair(k, v, rings, bars, 0, entries, 0, owner % items // tiles, 0, STAGES)
-    line = divide(B, T, S, items, FEW, env, BLOCK_N, BLOCK_B, BLOCK_T)
+    line = cut(found, items, FEW, BLOCK_N, BLOCK_B)
     item, before, left = keys_of_part(line, part, items, B, FEW)
     item, before, left = uniform(item), uniform(before), uniform(left)
     known = uniform((early & line[4]).to(gl.int32))
     use = early.to(gl.int32) - known
-    held = (entries, owner, owner * 0)
+    later = before * BLOCK_N // PAGE >= base
+    held = (either(later, far, entries), owner, gl.where(later, base, 0))
     while left > 0:
         start, n = keys_of(line, item // items)
         count = gl.minimum(uniform(n) - before, left)

@@ -47,6 +47,12 @@ def await_others():
 
 
 @gluon.jit
+def either(later, x, y):
+    """The entries x if `later`, else y."""
+    return gl.where(later, x[0], y[0]), gl.where(later, x[1], y[1])
+
+
+@gluon.jit
 def positions():
     """Those of more tiles than can be between the warp that loads and the one that multiplies."""
     return gl.allocate_shared_memory(gl.int32, [POSITIONS, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
