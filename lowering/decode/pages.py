@@ -3,9 +3,9 @@
 Takes the places of functions of `hopper.py` and `balance.py`. k and v are descriptors of the stores [P, G, PAGE, .] in tiles of
 BLOCK_N keys, which divides PAGE: tiles begin at its multiples, and each is one box of one page. table: [B, N] of integers,
 N = S // PAGE; a negative page counts from the last.
-The warp that loads holds HELD entries of the table in registers and asks for the next ones behind the boxes of these, also where
-an item ends: they are there before a box finds room. Asked for beside the lengths are the first of its item in an even line,
-and those of its share if the sequence fills the table.
+The warp that loads holds HELD entries of the table in registers and asks for the next ones behind the boxes of these, also
+where an item ends: they are there before a box finds room. Asked for beside the lengths are the first of its item in an even
+line, and those of its share if the sequence fills the table.
 Traffic: as `hopper.py`, and 4 or 8 bytes a page and KV head.
 """
 
