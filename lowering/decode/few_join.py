@@ -93,8 +93,9 @@ def finish_few(g: gl.constexpr, tensors, sums, joining, nth, line, part, item, T
         first, parts = uniform(first), uniform(parts)
         if HAS_SINK:
             b = item // items
-            h, i, _m = rows_of(item - b * items, 0, T, GROUP, BLOCK_M, BLOCK_T, FEW_ROWS, m.type.layout)
-            a = gl.max(sink(b, h, i, env) + gl.zeros([FEW_ROWS, 1], gl.float32, acc.type.layout), 1)
+            layout: gl.constexpr = acc.type.layout
+            h, i, _m = rows_of(item - b * items, 0, T, GROUP, BLOCK_M, BLOCK_T, FEW_ROWS, gl.SliceLayout(1, layout))
+            a = gl.max(sink(b, h, i, env) + gl.zeros([FEW_ROWS, 1], gl.float32, layout), 1)
             m, l, shrink = join_sink(m, l, gl.where(part == first, a, float("-inf")))
             acc = acc * shrink[:, None]
         acc = acc * (1.0 / gl.where(l == 0.0, 1.0, l))[:, None]

@@ -21,7 +21,7 @@ from .vote import smallest, vote
 
 @gluon.jit
 def first_tile(wg: gl.constexpr, block, n, use, item, j0, rows, least):
-    """Of an item's first tile: its logits [64, N], the greatest of each row [64], whether it is needed; m, l and y before it."""
+    """Of an item's first tile: its logits [64, N], the greatest of each row [64], if it is needed; m, l and y before it."""
     bufs, bars, sizes, env, _to = block
     BLOCK_N: gl.constexpr = bufs[1][0].shape[3]
     layout: gl.constexpr = rows[1].type.layout

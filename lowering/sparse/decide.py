@@ -1,7 +1,7 @@
 """acc += p_t v_t of the tiles t that a row may need: one step of a consumer of the Hopper kernel with a threshold
 
-As `hopper/step.py`, whose places these take, but that the vote on a tile comes before its weights. A warpgroup leaves a tile out
-where each of its 64 rows does, by the rule of `scan.py`: no exponentials, no product, and if the others leave it out too, no values
+As `hopper/step.py`, whose places these take, but the vote on a tile comes before its weights. A warpgroup leaves a tile out
+where each of its 64 rows does, by the rule of `scan.py`: no exponentials, no product; if the others leave it out too, no values
 from memory. What is carried from step to step is the logits of a tile and whether it is needed:
 
     needed      weights t, while its values come | scores t + 1, values t: begun | vote on t + 1 beside the values
@@ -49,7 +49,7 @@ def raised(highest, m, l, acc):
 
 @gluon.jit
 def held(x):
-    """x, not to be worked out later than here: else ptxas keeps what sums are made of beside the products that follow, and awaits
+    """x, not to be worked out later than here: else ptxas keeps what sums are made of beside the next products, and awaits
     each of their instructions for want of registers. A shuffle of each thread with itself is what it does not move."""
     return gl.inline_asm_elementwise("shfl.sync.bfly.b32 $0, $1, 0, 31, 0xFFFFFFFF;", "=f,f", [x], dtype=gl.float32,
                                      is_pure=False, pack=1)

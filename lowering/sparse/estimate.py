@@ -2,7 +2,7 @@
 
     share(i, tile) = exp(promise(i, tile)) / sum_tiles exp(promise(i, tile))        promise: as of `promises.py`
 
-A promise is worked out once: what the tiles promise each row is kept, relative to the greatest promise by then, until the sum is
+A promise is worked out once: what tiles promise each row is kept, relative to the greatest promise by then, until the sum is
 known. A program has memory for one tile of rows and takes one after the other, the longest first, to and fro, so that all have
 about as much to do; its memory stays in the second-level cache. Only tiles that every row sees wholly, and not the first,
 have a score: the others are always attended, and keep the -1 they have.
@@ -16,7 +16,7 @@ Traffic: (4 D / BOX + 8 BLOCK_M / BLOCK_N) bytes a visible key and tile of rows,
 import triton
 import triton.language as tl
 
-from .promises import queries, load_boxes, numbers_of, turns, weigh
+from .promises import load_boxes, numbers_of, queries, turns, weigh
 from .row_tiles import tile_of
 
 

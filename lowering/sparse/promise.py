@@ -1,7 +1,7 @@
 """scores[tile of rows, tile of keys] = the greatest share of a row that the tile promises, of what has been met by then
 
 Tiles are met inward: the first, where a softmax keeps its sink, then CHUNK tiles at a time from the last backwards. A row's sum
-is that of the promises met, those of the chunk included. Only tiles that every row sees wholly, and not the first, have a score:
+is that of the promises met, the chunk's included. Only tiles that every row sees wholly, and not the first, have a score:
 the others are always attended, and keep the -1 they have.
 
 Shapes: q [B, H, T, D], any strides; boxes [B, H / GROUP, X, 2, D] contiguous; scores [B * H * ceil(T / BLOCK_M), CAPACITY]
@@ -12,7 +12,7 @@ Traffic: 4 D / BOX bytes a visible key and tile of rows, in 16 bits, from the se
 import triton
 import triton.language as tl
 
-from .promises import queries, load_boxes, numbers_of, turns, weigh
+from .promises import load_boxes, numbers_of, queries, turns, weigh
 from .row_tiles import tile_of
 
 

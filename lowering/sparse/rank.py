@@ -35,7 +35,8 @@ def rank(scores, listed, counts, value, CAPACITY, BLOCK_C: tl.constexpr, MEASURE
     if MEASURE == "share":
         stays = (there & (b_s >= value)).to(tl.int32)
     else:
-        stays = (there & ((b_s.to(tl.int32, bitcast=True) >= cut_of(b_s, value, MEASURE == "mass")) | (value >= 1))).to(tl.int32)
+        cut = cut_of(b_s, value, MEASURE == "mass")
+        stays = (there & ((b_s.to(tl.int32, bitcast=True) >= cut) | (value >= 1))).to(tl.int32)
     place = pid * CAPACITY + tl.cumsum(stays) - stays
     tl.store(listed + place, tile.to(listed.dtype.element_ty), mask=stays > 0)
     tl.store(counts + pid, tl.sum(stays))

@@ -32,7 +32,7 @@ def needed_by(flags):
 
 @gluon.jit
 def tell(bars, wg: gl.constexpr, use, wanted):
-    """By a warpgroup: which threads of which rows [64, 4] may need the values of a use of the ring of k; returns whether any does.
+    """By a warpgroup: which threads of which rows [64, 4] may need the values of a use of the ring of k; whether any does.
 
     A number of each warp, one barrier of the four, and the answer is theirs; the loader hears after them.
     """

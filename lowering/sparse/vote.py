@@ -1,6 +1,6 @@
 """Whether a warpgroup needs a tile of keys: the vote of the Hopper kernel with a threshold, by the rule of `scan.py`
 
-    needed = any over 64 rows of best >= y + limit        best: the logit of the tile's best key, y = log2 sum 2^best of those met
+    needed = any over 64 rows of best >= y + limit        best: the tile's greatest logit, y = log2 sum 2^best of those met
 """
 
 from triton.experimental import gluon
@@ -47,7 +47,7 @@ def thread_maxima(a):
 
 @gluon.jit
 def vote(wg: gl.constexpr, bars, use, s, j0, rows, y, least, env, BLOCK_N: gl.constexpr, MASKED: gl.constexpr):
-    """Logits [64, N] of a tile, or scores with SCALE; the greatest of each row [64]; whether the tile is needed; y [64] with it.
+    """Logits [64, N] of a tile, or scores with SCALE; the greatest of each row [64]; if the tile is needed; y [64] with it.
 
     A row needs it where one of its threads does, so that no thread waits for the others of its row. Tells the loader.
     """
