@@ -70,8 +70,8 @@ def test_the_loop_multiplies_from_registers_and_spills_nothing(dims):
 
 @pytest.mark.parametrize("dims", [(96, 96), (128, 128), (192, 128)], ids=str)
 def test_weights_are_computed_before_the_values_are_awaited(dims):
-    """With `overlap`: all of them in the loop over whole tiles, the shortest step of a warpgroup, and most in those of an item's
-    first tiles and of its edges, where values may be made clean behind a barrier."""
+    """With `overlap`: all of them in the loop over whole tiles, the shortest step of a warpgroup, and most in the steps of an
+    item's first tiles and of its edges, where values may be made clean behind a barrier."""
     spec = AttentionSpec.parse(CASES["causal"].spec)
     choice = dataclasses.replace(configure(spec, *dims, H100), overlap=True)
     kernel = compile_kernel(spec, choice, *dims, torch.bfloat16, "sm_90")
