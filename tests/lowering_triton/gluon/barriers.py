@@ -48,3 +48,24 @@ class Barrier:
         with self.changed:
             if not self.changed.wait_for(over, SECONDS):
                 raise Stuck(f"{threading.current_thread().name}: phase {phase}, {self.arrived} of {self.count} arrived")
+
+
+class NamedBarrier:
+    """A barrier of PTX by number: it is over when so many warpgroups have come, `bar.arrive` or `bar.sync`, and starts anew.
+
+    Who comes with `sync` waits for that: so one that is ahead cannot take the place of one that has not come.
+    """
+
+    def __init__(self) -> None:
+        self.arrived = self.rounds = 0
+        self.changed = threading.Condition()
+
+    def come(self, count: int, sync: bool) -> None:
+        hesitate()
+        with self.changed:
+            self.arrived, before = self.arrived + 1, self.rounds
+            if self.arrived == count:
+                self.arrived, self.rounds = 0, self.rounds + 1
+                self.changed.notify_all()
+            elif sync and not self.changed.wait_for(lambda: self.rounds > before, SECONDS):
+                raise Stuck(f"{threading.current_thread().name}: {self.arrived} of {count} came to a named barrier")

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from . import barriers
-from .barriers import Barrier, Stuck, hesitate
+from .barriers import Barrier, NamedBarrier, hesitate
 from .memory import Layout, Pointer, Shared, Tensor, tensor
 from .ptx import bits, floats, ptx
 from .tensors import Tensors
@@ -42,7 +41,7 @@ class Language(Tensors):
         kernel(*arguments, **constants)
 
     def warp_specialize(self, roles: list[tuple[Any, tuple[Any, ...]]], *_: Any) -> None:
-        pid, turns = self.here.pid, {at: threading.Semaphore(0) for at in range(8, 16)}
+        pid, turns = self.here.pid, {at: NamedBarrier() for at in range(8, 16)}
 
         def role(function: Any, given: tuple[Any, ...]) -> None:
             self.here.pid, self.here.turns, self.here.leaving, self.here.coming = pid, turns, [], []
@@ -51,7 +50,7 @@ class Language(Tensors):
             assert not self.here.coming, "a copy was not awaited"
 
         self.together([lambda f=f, g=g: role(f, g) for f, g in roles])
-        assert not any(turn.acquire(blocking=False) for turn in turns.values()), "a turn was left to nobody"
+        assert not any(turn.arrived for turn in turns.values()), "a turn was left to nobody"
 
     def together(self, calls: list[Any]) -> None:
         """All at once, each in a thread; the first error is raised."""
@@ -118,8 +117,4 @@ class Language(Tensors):
         operation, barrier, threads = re.match(r"bar\.(\w+) (\d+), (\d+)", text).groups()
         if threads == "32":                                         # a warp, which is one thread here
             return
-        turn = self.here.turns[int(barrier)]
-        if operation == "arrive":
-            turn.release(int(threads) // 128 - 1)
-        elif not turn.acquire(timeout=barriers.SECONDS):
-            raise Stuck(f"turn {barrier}")
+        self.here.turns[int(barrier)].come(int(threads) // 128, operation == "sync")
