@@ -136,10 +136,10 @@ def attend_part(wg: gl.constexpr, tensors, b_q, rings, bars, use, line, part, it
 
 
 @gluon.jit
-def consume(wg: gl.constexpr, tensors, b_q, rings, bars, sizes, env, D: gl.constexpr, DV: gl.constexpr,
-            GROUP: gl.constexpr, STAGES: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
-            BLOCK_B: gl.constexpr, BLOCK_T: gl.constexpr, BLOCK_R: gl.constexpr, ROWS: gl.constexpr):
-    """A consumer: rows 64 wg .. 64 wg + 63 of the items of its part."""
+def share_of(sizes, env, GROUP: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_B: gl.constexpr,
+             BLOCK_T: gl.constexpr):
+    """What a program has of the line: items of a sequence, the line, its part; its first item, the tiles before its own and
+    how many are left; and whether a tile that it asked for early is to be passed over."""
     B, H, T, S, FEW = sizes
     items = row_tiles(T, GROUP, BLOCK_M, BLOCK_T) * (H // GROUP)
     line = divide(B, T, S, items, FEW, env, BLOCK_N, BLOCK_B, BLOCK_T)
@@ -147,6 +147,16 @@ def consume(wg: gl.constexpr, tensors, b_q, rings, bars, sizes, env, D: gl.const
     item, before, left = keys_of_part(line, part, items, B, FEW)
     item, before, left = uniform(item), uniform(before), uniform(left)
     use = uniform((asked_early(part, B, items, FEW) & (line[4] == 0)).to(gl.int32))
+    return items, line, part, item, before, left, use
+
+
+@gluon.jit
+def consume(wg: gl.constexpr, tensors, b_q, rings, bars, sizes, env, D: gl.constexpr, DV: gl.constexpr,
+            GROUP: gl.constexpr, STAGES: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
+            BLOCK_B: gl.constexpr, BLOCK_T: gl.constexpr, BLOCK_R: gl.constexpr, ROWS: gl.constexpr):
+    """A consumer: rows 64 wg .. 64 wg + 63 of the items of its part."""
+    _B, _H, T, S, FEW = sizes
+    items, line, part, item, before, left, use = share_of(sizes, env, GROUP, BLOCK_M, BLOCK_N, BLOCK_B, BLOCK_T)
     if use > 0:
         pass_over(bars)
     while left > 0:

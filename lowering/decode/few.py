@@ -11,9 +11,9 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 
 from ..hooks import HAS_LO
 from ..hopper.tiles import hull, least, most, uniform
-from .balance import divide, keys_of, keys_of_part, row_tiles
-from .consumer import fill_queries
-from .early import asked_early, pass_over
+from .balance import keys_of
+from .consumer import fill_queries, share_of
+from .early import pass_over
 from .few_join import FEW_ROWS, GROUPS, finish_few, joining_places
 from .few_tiles import attend_few, queries_of
 from .pages import load
@@ -45,13 +45,8 @@ def consume_few(g: gl.constexpr, tensors, b_q, packed, bars, joining, sizes, env
                 GROUP: gl.constexpr, STAGES: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr,
                 BLOCK_B: gl.constexpr, BLOCK_T: gl.constexpr, BLOCK_R: gl.constexpr, ROWS: gl.constexpr):
     """One of GROUPS: its tiles of the items of the part."""
-    B, H, T, S, FEW = sizes
-    items = row_tiles(T, GROUP, BLOCK_M, BLOCK_T) * (H // GROUP)
-    line = divide(B, T, S, items, FEW, env, BLOCK_N, BLOCK_B, BLOCK_T)
-    part = gl.program_id(0)
-    item, before, left = keys_of_part(line, part, items, B, FEW)
-    item, before, left = uniform(item), uniform(before), uniform(left)
-    use = uniform((asked_early(part, B, items, FEW) & (line[4] == 0)).to(gl.int32))
+    _B, _H, T, S, FEW = sizes
+    items, line, part, item, before, left, use = share_of(sizes, env, GROUP, BLOCK_M, BLOCK_N, BLOCK_B, BLOCK_T)
     if (g == 0) & (use > 0):
         pass_over(bars)
     nth = left * 0

@@ -24,15 +24,14 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup
 from ..hopper.rescale import LAG, rescaled
 from ..hopper.softmax import weigh
 from .finish import finish
+from .memory import hear
 from .rows import told
 from .steps import begin_values, bounds_of, give, masked, scores, tokens_of
 
-READY = gl.constexpr(0)
-EARLY = gl.constexpr(1)
 TURN = gl.constexpr(2)
 WEIGHTS = gl.constexpr(3)
 TAKEN = gl.constexpr(5)
-"""Barriers between warps: an item's numbers and queries are there; scores of even tiles done; weights of w there, and taken.
+"""Barriers between warps, besides those of `memory.py`: scores of even tiles done; weights of w there, and taken.
 They lie apart from those of pieces, full and empty at 2 * piece + slot for left, rope and right: where a warpgroup waits and
 arrives in one array, Triton has all its threads meet in between."""
 
@@ -52,10 +51,7 @@ def even(source, queries, rings, bars, b_p, small, message, sizes, env, to, R: g
     turn = evens
     more = evens + 1
     while more > 0:
-        mbarrier.wait(bars[2].index(READY), turn % 2)
-        mbarrier.wait(bars[2].index(EARLY), 0)
-        place = (told(message, 0), told(message, 1), told(message, 2))
-        first, begin, last, count = told(message, 3), told(message, 4), told(message, 5), told(message, 6)
+        place, first, begin, last, count = hear(message, bars, turn)
         rows, bounds = bounds_of(place, last, message, sizes, env, BLOCK_H, s_layout)
         more = told(message, 11)
         m = gl.full([64], float("-inf"), gl.float32, s_rows)
@@ -113,10 +109,7 @@ def odd(source, queries, rings, bars, b_p, small, message, sizes, env, to, R: gl
     turn = evens
     more = evens + 1
     while more > 0:
-        mbarrier.wait(bars[2].index(READY), turn % 2)
-        mbarrier.wait(bars[2].index(EARLY), 0)
-        place = (told(message, 0), told(message, 1), told(message, 2))
-        first, begin, last, count = told(message, 3), told(message, 4), told(message, 5), told(message, 6)
+        place, first, begin, last, count = hear(message, bars, turn)
         rows, bounds = bounds_of(place, last, message, sizes, env, BLOCK_H, s_layout)
         more = told(message, 11)
         m = gl.full([64], float("-inf"), gl.float32, s_rows)

@@ -6,7 +6,7 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 from triton.language.extra.cuda import gdc_wait
 
 from .finish import FREE
-from .rows import FIELDS, ROWS, place_of, tell
+from .rows import FIELDS, ROWS, place_of, tell, told
 
 READY = gl.constexpr(0)
 EARLY = gl.constexpr(1)
@@ -99,3 +99,12 @@ def begin(descs, queries, message, bars, turn, numbers):
     mbarrier.arrive(bars[2].index(READY))
     if turn > 0:
         ask(descs, queries, bars[2].index(READY), (numbers[0], numbers[1], numbers[2]))
+
+
+@gluon.jit
+def hear(message, bars, turn):
+    """A warpgroup that multiplies: an item's place, first, begin, last and count, once these and its queries are there."""
+    mbarrier.wait(bars[2].index(READY), turn % 2)
+    mbarrier.wait(bars[2].index(EARLY), 0)
+    place = (told(message, 0), told(message, 1), told(message, 2))
+    return place, told(message, 3), told(message, 4), told(message, 5), told(message, 6)

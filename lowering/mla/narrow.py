@@ -23,11 +23,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from ..hooks import HAS_SINK, score, sink
 from ..hopper.softmax import SCALE, weigh
 from .finish import FREE, leave, note_lse, with_sink
+from .memory import hear
 from .rows import clean, flat, told
 from .steps import bounds_of, within
-
-READY = gl.constexpr(0)
-EARLY = gl.constexpr(1)
 
 
 @gluon.jit
@@ -108,10 +106,7 @@ def attend(queries, rings, bars, b_p, message, sizes, env, to, BLOCK_H: gl.const
     turn = evens
     more = evens + 1
     while more > 0:
-        mbarrier.wait(bars[2].index(READY), turn % 2)
-        mbarrier.wait(bars[2].index(EARLY), 0)
-        place = (told(message, 0), told(message, 1), told(message, 2))
-        first, begin, last, count = told(message, 3), told(message, 4), told(message, 5), told(message, 6)
+        place, first, begin, last, count = hear(message, bars, turn)
         rows, bounds = bounds_of(place, last, message, sizes, env, BLOCK_H, layout, M, 0)
         more = told(message, 11)
         m = gl.full([M], float("-inf"), gl.float32, gl.SliceLayout(0, layout))
